@@ -1,0 +1,78 @@
+# One virtual environment, made on first use and left alone afterwards.
+# Nothing here needs more than Python 3.11, its pip, and make.
+
+PYTHON  ?= python3
+VENV    ?= .venv
+CONFIG  ?= config.toml
+ARGS    ?=
+UPGRADE ?=
+
+PY      := $(VENV)/bin/python
+# pip fills the environment from outside: the environment needs no pip of its own,
+# so this also works where the system's Python came without ensurepip.
+INSTALL := $(PYTHON) -m pip --python $(PY) --disable-pip-version-check install -qq
+COMPILE := $(PY) -m uv pip compile pyproject.toml --quiet $(UPGRADE) \
+           --universal --python-version 3.11 --generate-hashes \
+           --no-emit-index-url --custom-compile-command "make lock"
+TYPED   := $(wildcard durable_actor workflows examples benchmarks tests)
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo run setup test lint check bench kill lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' Makefile
+
+demo: $(VENV)/.run ## a counter, an alarm and a run that survives a crash
+	$(PY) -m durable_actor demo
+
+run: $(VENV)/.run ## the daemon, in the foreground (CONFIG=config.toml)
+	$(PY) -m durable_actor serve --config $(CONFIG)
+
+setup: $(VENV)/.dev ## the development environment, and nothing else
+
+test: $(VENV)/.dev ## the test suite (ARGS=... for pytest)
+	$(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
+
+lint: $(VENV)/.dev ## format, rules, types and the floors of imports
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy $(TYPED)
+	$(VENV)/bin/lint-imports
+
+check: lint test ## everything a change must pass
+
+bench: $(VENV)/.dev ## the benchmarks: one question per file
+	$(PY) -m benchmarks
+
+kill: $(VENV)/.dev ## kill the daemon 500 times and audit what it kept
+	$(PY) -m tests.support.kill_loop --kills 500
+
+# The development lock comes first, and the runtime lock is held to it, so that
+# what is tested is what is run. `make lock UPGRADE=--upgrade` moves the versions.
+lock: $(VENV)/.uv ## write both lock files anew
+	$(COMPILE) --group dev --output-file requirements-dev.lock
+	$(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock
+
+clean: ## remove the environment and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache \
+	       .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    "Python 3.11 or newer is needed; try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv --without-pip $(VENV)
+
+$(VENV)/.run: requirements.lock | $(PY)
+	$(INSTALL) --require-hashes -r $<
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock pyproject.toml | $(PY)
+	$(INSTALL) --require-hashes -r $<
+	$(INSTALL) --no-deps --no-build-isolation --no-index --editable .
+	@touch $@ $(VENV)/.run
+
+$(VENV)/.uv: | $(PY)
+	$(INSTALL) uv
+	@touch $@

@@ -1,0 +1,132 @@
+"""Durable objects for Python: addressable, single-threaded, durable things.
+
+Reading order of the package: `errors`, `ids`, `clock` and `codec` are its words;
+`gates`, `mailbox` and `alarms` its mechanisms; `storage/` its state on disk; `rpc`,
+`state`, `namespace` and `entrypoints` what user code holds; `activation` and `host` the
+runtime; `daemon/` and `client` its edges.
+"""
+
+from durable_actor.client import Client, connect
+from durable_actor.clock import (
+    Clock,
+    Duration,
+    Instant,
+    SystemClock,
+    Timer,
+    deadline,
+    duration_ms,
+    instant_ms,
+    sleep_until,
+    to_datetime,
+)
+from durable_actor.codec import convert_arguments, decode, encode, register, to_json
+from durable_actor.config import Config, load_config
+from durable_actor.entrypoints import DurableObject, interleave
+from durable_actor.env import Env
+from durable_actor.errors import (
+    BadArgumentsError,
+    CallTimeoutError,
+    ConfigError,
+    CorruptionError,
+    DataDirectoryInUseError,
+    DecodeError,
+    DurableActorError,
+    EncodeError,
+    ForeignIdError,
+    FormatTooNewError,
+    HostClosedError,
+    HostMisuseError,
+    InvalidIdError,
+    InvalidTimeError,
+    MethodNotFoundError,
+    ObjectDeadlockError,
+    ObjectError,
+    ObjectOverloadedError,
+    ObjectResetError,
+    Outcome,
+    RemoteError,
+    StorageError,
+    StorageFailedError,
+    StorageFullError,
+    StorageLimitError,
+    TransactionClosedError,
+    TransportError,
+    UnauthorizedError,
+)
+from durable_actor.host import Host, HostStats, ObjectEntry, ObjectPage
+from durable_actor.ids import ObjectId
+from durable_actor.namespace import DurableObjectNamespace, DurableObjectStub
+from durable_actor.rpc import AlarmInfo, CallOptions, EventSink, OutboxEvent, Router
+from durable_actor.state import DurableObjectState
+from durable_actor.storage.facade import (
+    DurableObjectStorage,
+    DurableObjectTransaction,
+)
+
+__all__ = [
+    "AlarmInfo",
+    "BadArgumentsError",
+    "CallOptions",
+    "CallTimeoutError",
+    "Client",
+    "Clock",
+    "Config",
+    "ConfigError",
+    "CorruptionError",
+    "DataDirectoryInUseError",
+    "DecodeError",
+    "Duration",
+    "DurableActorError",
+    "DurableObject",
+    "DurableObjectNamespace",
+    "DurableObjectState",
+    "DurableObjectStorage",
+    "DurableObjectStub",
+    "DurableObjectTransaction",
+    "EncodeError",
+    "Env",
+    "EventSink",
+    "ForeignIdError",
+    "FormatTooNewError",
+    "Host",
+    "HostClosedError",
+    "HostMisuseError",
+    "HostStats",
+    "Instant",
+    "InvalidIdError",
+    "InvalidTimeError",
+    "MethodNotFoundError",
+    "ObjectDeadlockError",
+    "ObjectEntry",
+    "ObjectError",
+    "ObjectId",
+    "ObjectOverloadedError",
+    "ObjectPage",
+    "ObjectResetError",
+    "Outcome",
+    "OutboxEvent",
+    "RemoteError",
+    "Router",
+    "StorageError",
+    "StorageFailedError",
+    "StorageFullError",
+    "StorageLimitError",
+    "SystemClock",
+    "Timer",
+    "TransactionClosedError",
+    "TransportError",
+    "UnauthorizedError",
+    "connect",
+    "convert_arguments",
+    "deadline",
+    "decode",
+    "duration_ms",
+    "encode",
+    "instant_ms",
+    "interleave",
+    "load_config",
+    "register",
+    "sleep_until",
+    "to_datetime",
+    "to_json",
+]

@@ -1,0 +1,929 @@
+"""An activation: one object alive in memory, and the delivery of its events.
+
+Theory of operation
+    Events come as envelopes. A serial object runs one at a time in a single task, the
+    drainer, which starts with the first envelope and ends with the last: an idle object
+    is not a task. What may overlap (an interleaving method, a call that came back along
+    its own chain, every event of a gated object) runs in a task of its own once the
+    input gate is open.
+
+    At the end of every turn the overlay is sealed. When a handler is done its answer
+    goes to the output gate, and the next event starts at once: nobody waits for the disk
+    except what leaves. An answer to another object of this host need not wait either; it
+    carries the ticket it depends on, and the other object adopts it.
+
+    When something breaks the activation (a failed write, a failed constructor, `abort`),
+    everyone who waits is told whether the call ran, and the host forgets it. The next
+    event starts another one from the disk.
+
+Lifecycle: cold -> starting -> running -> cold, and broken from starting and running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import msgspec
+import structlog
+
+from durable_actor.clock import Clock, deadline
+from durable_actor.codec import clone, decode, dumps_error, encode, loads_error
+from durable_actor.entrypoints import ClassInfo, DurableObject
+from durable_actor.env import Env
+from durable_actor.errors import (
+    CorruptionError,
+    DurableActorError,
+    ObjectDeadlockError,
+    ObjectError,
+    ObjectOverloadedError,
+    ObjectResetError,
+    Outcome,
+    StorageError,
+)
+from durable_actor.gates import InputGate, OutputGate
+from durable_actor.ids import ObjectId
+from durable_actor.mailbox import Envelope, Mailbox, MailboxBounds
+from durable_actor.rpc import AlarmInfo
+from durable_actor.signals import Abort
+from durable_actor.state import DurableObjectState
+from durable_actor.storage.batch import AlarmRow, ReplyRow
+from durable_actor.storage.committer import Committer
+from durable_actor.storage.facade import DurableObjectStorage
+from durable_actor.storage.kv import KeyValueLimits, LargeObject
+from durable_actor.storage.overlay import Overlay, settle
+from durable_actor.storage.ports import ReadReplies, ShardDriver
+
+T = TypeVar("T")
+
+ALARM_BACKOFF_DOUBLINGS_MAX = 9  # 2 s doubled nine times: about 17 minutes
+ALARM_JITTER = 0.25  # added, never taken away
+ATTRIBUTES_MAX = 16
+ATTRIBUTE_CHARACTERS_MAX = 256
+
+log = structlog.get_logger("durable_actor.objects")
+_delivery_numbers = itertools.count(1)
+
+
+class Lifecycle(Enum):
+    """Where an activation stands."""
+
+    COLD = "cold"
+    STARTING = "starting"
+    RUNNING = "running"
+    BROKEN = "broken"
+
+
+# from -> where it may go
+TRANSITIONS: Mapping[Lifecycle, frozenset[Lifecycle]] = {
+    Lifecycle.COLD: frozenset({Lifecycle.STARTING}),
+    Lifecycle.STARTING: frozenset({Lifecycle.RUNNING, Lifecycle.BROKEN}),
+    Lifecycle.RUNNING: frozenset({Lifecycle.COLD, Lifecycle.BROKEN}),
+    Lifecycle.BROKEN: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActivationSettings:
+    """What the configuration says about objects. Times in milliseconds."""
+
+    limits: KeyValueLimits = KeyValueLimits()
+    bounds: MailboxBounds = MailboxBounds()
+    constructor_timeout_ms: int = 30_000
+    alarm_retry_limit: int = 6
+    alarm_retry_base_ms: int = 2_000
+    reply_ttl_ms: int = 24 * 3_600_000
+    replies_max: int = 10_000
+
+
+@dataclass(slots=True)
+class ActivationCounters:
+    """What all activations of a host have done so far."""
+
+    calls: int = 0
+    calls_failed: int = 0
+    shed: int = 0
+    activated: int = 0
+    reset: int = 0
+    alarms_delivered: int = 0
+    alarms_failed: int = 0
+    alarms_abandoned: int = 0
+    events_dropped: int = 0
+
+
+class Surroundings(Protocol):
+    """What an activation needs from its host."""
+
+    committer: Committer
+    driver: ShardDriver
+    clock: Clock
+    random: random.Random
+    env: Env
+    settings: ActivationSettings
+    counters: ActivationCounters
+    context: contextvars.Context
+
+    def forget(self, activation: Activation) -> None:
+        """The activation is broken: let the next event start another one."""
+
+    def alarm_changed(self, object_id: ObjectId, due_at_ms: int | None) -> None:
+        """A change of the alarm is durable."""
+
+    def alarm_owed(self, object_id: ObjectId, alarm: AlarmRow) -> None:
+        """A handler broke its activation; deliver the alarm again like this."""
+
+    def alarm_undelivered(self, object_id: ObjectId) -> None:
+        """The activation broke before its alarm was delivered; remind it again."""
+
+    def take_owed_alarm(self, object_id: ObjectId) -> AlarmRow | None:
+        """Return what `alarm_owed` left for this object."""
+
+    def outbox_has_room(self) -> bool:
+        """Whether one more event may be emitted."""
+
+
+class Delivery:
+    """One event while it runs. Tasks that the handler starts belong to it as well."""
+
+    __slots__ = ("activation", "awaits", "chain", "label", "number", "task")
+
+    def __init__(
+        self, activation: Activation, label: str, chain: tuple[int, ...]
+    ) -> None:
+        self.activation = activation
+        self.label = label
+        self.number = next(_delivery_numbers)
+        self.chain = (*chain, self.number)
+        self.task = asyncio.current_task()
+        # The activation whose answer the handler itself awaits, for finding deadlocks.
+        self.awaits: Activation | None = None
+
+
+# The delivery that the running code belongs to, if any.
+current_delivery: contextvars.ContextVar[Delivery | None] = contextvars.ContextVar(
+    "durable_actor_delivery", default=None
+)
+
+
+class Activation:
+    """One live object."""
+
+    __slots__ = (
+        "_alarm_is_queued",
+        "_background",
+        "_blocking",
+        "_drainer",
+        "_host",
+        "_input",
+        "_instance",
+        "_kept",
+        "_line",
+        "_output",
+        "_overlay",
+        "_reset",
+        "_running",
+        "_side_line",
+        "_tasks",
+        "_turn_is_planned",
+        "id",
+        "info",
+        "lifecycle",
+        "used_at",
+    )
+
+    def __init__(self, host: Surroundings, info: ClassInfo, object_id: ObjectId) -> None:
+        self._host = host
+        self.info = info
+        self.id = object_id
+        self.lifecycle = Lifecycle.COLD
+        self.used_at = 0.0  # loop time of the last event, seconds
+        self._input = InputGate(self._pump)
+        self._output = OutputGate(host.committer)
+        self._line = Mailbox(host.settings.bounds)
+        self._side_line: list[Envelope] | None = None  # may overlap; waits for the gate
+        self._overlay: Overlay | None = None
+        self._instance: DurableObject | None = None
+        # Invariant: each delivery that has begun and not ended, by its number.
+        self._running: dict[int, tuple[Delivery, Envelope]] | None = None
+        self._drainer: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] | None = None
+        self._background: set[asyncio.Future[Any]] | None = None
+        self._blocking: list[asyncio.Future[Any]] | None = None
+        self._kept: _KeptReplies | None = None
+        self._alarm_is_queued = False
+        self._turn_is_planned = False
+        self._reset: ObjectResetError | None = None
+
+    # -- what the host asks -----------------------------------------------------
+
+    @property
+    def ticket(self) -> int:
+        """The last ticket this object depends on."""
+        return self._output.ticket
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs or waits here and everything is durable."""
+        return (
+            self.lifecycle is Lifecycle.RUNNING
+            and self._drainer is None
+            and not self._running
+            and not self._background
+            and not self._tasks
+            and len(self._line) == 0
+            and not self._side_line
+            and not self._turn_is_planned
+            and self._input.is_open
+            and self._output.is_open
+        )
+
+    @property
+    def host(self) -> Surroundings:
+        """Where this activation lives."""
+        return self._host
+
+    @property
+    def pending_tasks(self) -> list[asyncio.Future[Any]]:
+        """What has to end before this object is idle."""
+        found: list[asyncio.Future[Any]] = [*(self._tasks or ())]
+        found += self._background or ()
+        return found if self._drainer is None else [self._drainer, *found]
+
+    def adopt(self, ticket: int) -> None:
+        """Depend on what an answer rested on."""
+        self._output.depend_on(ticket)
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait in the mailbox."""
+        return len(self._line) + len(self._side_line or ())
+
+    @property
+    def cached_bytes(self) -> int:
+        """How much of the object's storage is in memory."""
+        return 0 if self._overlay is None else self._overlay.size_bytes
+
+    def start(self, predecessor_ticket: int) -> None:
+        """Load the object and run its constructor; events wait meanwhile.
+
+        Args:
+            predecessor_ticket: The last ticket of the activation before this one; what
+                it sealed must be settled before the disk is read.
+        """
+        self._move(Lifecycle.STARTING)
+        self._input.hold()
+        self._spawn(self._start(predecessor_ticket), "start")
+
+    def accept(self, envelope: Envelope, *, may_overlap: bool) -> None:
+        """Take an event, to be run when its turn comes.
+
+        Raises:
+            ObjectOverloadedError: The mailbox met a bound.
+            ObjectDeadlockError: The sender would wait for itself.
+        """
+        loop = asyncio.get_running_loop()
+        self.used_at = now = loop.time()
+        if self._may_enter(envelope, may_overlap=may_overlap):
+            if self._input.is_open or self._is_own_chain(envelope):
+                self._spawn(self._run(envelope), envelope.label)
+            else:
+                if self._side_line is None:
+                    self._side_line = []
+                self._check_room(len(self._side_line) >= 1_000, "too many events wait")
+                self._side_line.append(envelope)
+            return
+        if not envelope.is_internal:
+            refusal = self._line.refusal(envelope.size_bytes, now)
+            if refusal is not None:
+                self._check_room(True, refusal)  # noqa: FBT003
+            if envelope.sender is not None:
+                self._check_deadlock(envelope.sender)
+        self._line.put(envelope, now)
+        if self._drainer is None and self._input.is_open:
+            self._pump()
+
+    def fire_alarm(self) -> None:
+        """Deliver the alarm if it is due, unless that is under way already."""
+        if self._alarm_is_queued:
+            return
+        self._alarm_is_queued = True
+        envelope = Envelope("alarm", self._deliver_alarm, (), {})
+        envelope.is_internal = True
+        envelope.reply.add_done_callback(_retrieve)
+        self.accept(envelope, may_overlap=False)
+
+    def evict(self) -> None:
+        """Let go of the object; the next event activates it again."""
+        assert self.is_idle, "only an idle object can be evicted"
+        self._move(Lifecycle.COLD)
+
+    def break_off(
+        self, reason: str, *, outcome: Outcome = "unknown", counts: bool = False
+    ) -> None:
+        """Throw the activation away and tell everyone who waits.
+
+        Args:
+            reason: What the callers read.
+            outcome: What is known of the calls that were running.
+            counts: Whether a running alarm handler is to blame.
+        """
+        if self.lifecycle in (Lifecycle.BROKEN, Lifecycle.COLD):
+            return
+        self._move(Lifecycle.BROKEN)
+        self._host.counters.reset += 1
+        self._reset = self._reset_error(reason, outcome)
+        log.warning("object.reset", object=repr(self.id), reason=reason)
+        running = list((self._running or {}).values())
+        if self._overlay is not None:
+            self._overlay.break_off(self._reset)
+            alarm = self._overlay.running_alarm
+            if alarm is not None:
+                self._host.alarm_owed(self.id, self._retry(alarm, counts=counts))
+        if self._alarm_is_queued:
+            self._host.alarm_undelivered(self.id)
+        for _, envelope in running:
+            envelope.fail(self._reset_error(reason, outcome))
+        waiting = [*self._line.take_all(), *(self._side_line or ())]
+        for envelope in waiting:
+            envelope.fail(self._reset_error(reason, "not_executed"))
+        self._side_line = None
+        self._host.forget(self)
+        here = asyncio.current_task()
+        for task in (self._drainer, *(self._tasks or ()), *(self._background or ())):
+            if task is not None and task is not here:
+                task.cancel()
+
+    # -- what user code asks, through ctx and storage ----------------------------
+
+    @property
+    def clock(self) -> Clock:
+        """The host's clock."""
+        return self._host.clock
+
+    @property
+    def random(self) -> random.Random:
+        """The host's source of randomness."""
+        return self._host.random
+
+    @property
+    def limits(self) -> KeyValueLimits:
+        """The sizes that keys and values may have."""
+        return self._host.settings.limits
+
+    @property
+    def has_alarm_handler(self) -> bool:
+        """Whether the class can take an alarm."""
+        return self.info.has_alarm
+
+    def wrote(self) -> None:
+        """Plan the end of this turn: after this step of the task, at the latest."""
+        if not self._turn_is_planned:
+            self._turn_is_planned = True
+            asyncio.get_running_loop().call_soon(self._turn_ended)
+
+    def end_turn(self) -> int:
+        """Seal what was written so far; return the last ticket the object depends on."""
+        overlay = self._overlay
+        if overlay is not None and overlay.is_unsealed:
+            alarm_before = overlay.alarm_ticket
+            self._output.depend_on(overlay.seal(self._host.clock.now_ms()))
+            if overlay.alarm_ticket != alarm_before:
+                self._tell_alarm(overlay)
+        return self._output.ticket
+
+    async def wait_durable(self, ticket: int) -> None:
+        """Return once a ticket is on disk."""
+        await self._host.committer.wait(ticket)
+
+    def large_object(self) -> LargeObject:
+        """Return a reader for what is not in memory."""
+        assert self._overlay is not None
+        return LargeObject(
+            self._host.committer, self._host.driver, self._overlay, self.id.raw
+        )
+
+    def hold_input(self) -> None:
+        """Keep other events out."""
+        self._input.hold()
+
+    def release_input(self) -> None:
+        """Undo one hold."""
+        self._input.release()
+
+    def emit(self, event: Mapping[str, object]) -> None:
+        """Put an event in the outbox, with this turn."""
+        if self.info.cls.event_sink is None:
+            return
+        assert self._overlay is not None
+        if not self._host.outbox_has_room():
+            self._host.counters.events_dropped += 1
+            return
+        self._overlay.emit(msgspec.json.encode(event))
+        self.wrote()
+
+    def set_attributes(self, attributes: Mapping[str, str]) -> None:
+        """Publish a few texts in the directory, with this turn."""
+        assert self._overlay is not None
+        if len(attributes) > ATTRIBUTES_MAX:
+            message = f"at most {ATTRIBUTES_MAX} attributes, got {len(attributes)}"
+            raise ValueError(message)
+        for key, value in attributes.items():
+            for text in (key, value):
+                if not isinstance(text, str) or len(text) > ATTRIBUTE_CHARACTERS_MAX:
+                    message = (
+                        f"attribute {key!r}: key and value must be text of at most"
+                        f" {ATTRIBUTE_CHARACTERS_MAX} characters"
+                    )
+                    raise ValueError(message)
+        self._overlay.set_attributes(attributes)
+        self.wrote()
+
+    def block_concurrency_while(
+        self, callback: Callable[[], Awaitable[T]]
+    ) -> asyncio.Future[T]:
+        """Run `callback` with the input gate held."""
+        self._input.hold()
+        before = self._blocking[-1] if self._blocking else None
+        task = asyncio.get_running_loop().create_task(
+            self._block(callback, before), name=f"block {self.id!r}"
+        )
+        if self._blocking is None:
+            self._blocking = []
+        self._blocking.append(task)
+        self._track(task)
+        task.add_done_callback(self._unblock)
+        return task
+
+    def wait_until(self, awaitable: Awaitable[T]) -> asyncio.Future[T]:
+        """Run something in the background; keeps the activation alive."""
+        future = asyncio.ensure_future(awaitable)
+        if self._background is None:
+            self._background = set()
+        self._background.add(future)
+        future.add_done_callback(self._background_done)
+        return future
+
+    def abort(self, reason: str | None) -> NoReturn:
+        """Throw this activation away; never returns."""
+        text = reason or "Application called abort() to reset Durable Object."
+        self.break_off(text, outcome="failed", counts=True)
+        raise Abort(text)
+
+    # -- starting -----------------------------------------------------------------
+
+    async def _start(self, predecessor_ticket: int) -> None:
+        try:
+            await settle(self._host.committer, predecessor_ticket)
+            await self._load()
+            async with deadline(
+                self._host.clock, self._host.settings.constructor_timeout_ms
+            ):
+                await self._construct()
+        except asyncio.CancelledError:
+            if self.lifecycle is not Lifecycle.BROKEN:
+                self.break_off("its start was cancelled", outcome="not_executed")
+            raise
+        except CorruptionError as error:
+            self._refuse(error)
+        except TimeoutError:
+            limit_ms = self._host.settings.constructor_timeout_ms
+            self.break_off(
+                f"the constructor took more than {limit_ms} ms", outcome="not_executed"
+            )
+        except Abort:
+            pass
+        except Exception as error:
+            log.exception("object.start_failed", object=repr(self.id))
+            reason = f"the constructor failed: {type(error).__name__}: {error}"
+            self.break_off(reason, outcome="not_executed")
+        else:
+            self._move(Lifecycle.RUNNING)
+            self._host.counters.activated += 1
+            self._input.release()
+
+    async def _load(self) -> None:
+        loaded = await self._host.committer.load(self.id.raw)
+        if loaded.damage is not None:
+            raise self._about_me(
+                CorruptionError,
+                f"{loaded.damage}: the checksum does not match. Restore a backup;"
+                " nothing was deleted.",
+            )
+        if self.id.name is None and loaded.row is not None:
+            # Opened by its id, or woken by its alarm: it still knows its name.
+            self.id = ObjectId(self.id.namespace, self.id.raw, loaded.row.name)
+        self._overlay = Overlay(
+            self._host.committer, self.id, self.info.name, loaded
+        )
+        owed = self._host.take_owed_alarm(self.id)
+        stored = loaded.alarm
+        if (
+            owed is not None
+            and stored is not None
+            and stored.scheduled_at_ms == owed.scheduled_at_ms
+        ):
+            self._overlay.set_alarm(owed)
+            self.wrote()
+
+    async def _construct(self) -> None:
+        assert self._overlay is not None
+        storage = DurableObjectStorage(self._overlay, self)
+        ctx = DurableObjectState(self, self.id, storage, self._host.env)
+        delivery = Delivery(self, "constructor", ())
+        current_delivery.set(delivery)
+        self._instance = self.info.cls(ctx, self._host.env)
+        while self._blocking:
+            await asyncio.shield(self._blocking[0])
+        self.end_turn()
+
+    def _refuse(self, error: DurableActorError) -> None:
+        """Fail everyone with one error, and start afresh for the next event."""
+        self._move(Lifecycle.BROKEN)
+        log.error("object.corrupt", object=repr(self.id), error=str(error))
+        for envelope in [*self._line.take_all(), *(self._side_line or ())]:
+            envelope.fail(error)
+        self._side_line = None
+        self._host.forget(self)
+        if self._alarm_is_queued:
+            self._host.alarm_undelivered(self.id)
+
+    # -- delivery -----------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Let in whoever may come in now."""
+        if self.lifecycle is not Lifecycle.RUNNING or not self._input.is_open:
+            return
+        if self._side_line:
+            side, self._side_line = self._side_line, None
+            for envelope in side:
+                self._spawn(self._run(envelope), envelope.label)
+        if self.info.is_gated:
+            while self._input.is_open and (envelope := self._line.take()) is not None:
+                self._spawn(self._run(envelope), envelope.label)
+        elif self._drainer is None and len(self._line):
+            self._drainer = asyncio.get_running_loop().create_task(
+                self._drain(), name="drain", context=self._host.context.copy()
+            )
+
+    async def _drain(self) -> None:
+        try:
+            while (envelope := self._line.take()) is not None:
+                await self._run(envelope)
+                if not self._input.is_open:
+                    break  # whoever holds it pumps again
+        finally:
+            self._drainer = None
+        if len(self._line):
+            self._pump()
+
+    async def _run(self, envelope: Envelope) -> None:
+        if self.lifecycle is Lifecycle.BROKEN:
+            envelope.fail(self._reset_error(str(self._reset), "not_executed"))
+            return
+        delivery = Delivery(self, envelope.label, envelope.chain)
+        token = current_delivery.set(delivery)
+        if self._running is None:
+            self._running = {}
+        self._running[delivery.number] = (delivery, envelope)
+        self._output.depend_on(envelope.ticket)
+        result, error = None, None
+        try:
+            if envelope.is_internal:
+                await envelope.function()
+            elif envelope.request_id is not None:
+                result = await self._run_once(envelope)
+            else:
+                result = clone(
+                    await envelope.function(
+                        self._instance, *envelope.args, **envelope.kwargs
+                    )
+                )
+        except asyncio.CancelledError:
+            if self.lifecycle is Lifecycle.BROKEN:
+                raise
+            error = self._about_me(ObjectError, "the handler was cancelled")
+        except Abort:
+            pass  # whoever aborted has told everyone
+        except Exception as raised:  # whatever user code raises goes to the caller
+            error = raised
+        except BaseException:
+            self.break_off("the process is being stopped")
+            raise
+        finally:
+            current_delivery.reset(token)
+            self._running.pop(delivery.number, None)
+            if self.lifecycle is Lifecycle.RUNNING:
+                self._answer(envelope, result, error)
+
+    def _answer(self, envelope: Envelope, result: Any, error: Exception | None) -> None:
+        """Hand the answer to the output gate."""
+        if self._turn_is_planned:
+            self.end_turn()
+        self._host.counters.calls += 1
+        if error is not None:
+            self._host.counters.calls_failed += 1
+        envelope.result, envelope.error = result, error
+        if envelope.sender is not None:
+            envelope.reply_ticket = self._output.ticket
+            envelope.release(None)
+        else:
+            self._output.let_out(envelope.release)
+
+    async def _run_once(self, envelope: Envelope) -> Any:
+        """Run a call that has an identity, unless its answer is known already."""
+        assert self._overlay is not None
+        if self._kept is None:
+            self._kept = _KeptReplies(self._host, self._overlay, self.id)
+        return await self._kept.run(
+            str(envelope.request_id),
+            lambda: envelope.function(
+                self._instance, *envelope.args, **envelope.kwargs
+            ),
+            self.wrote,
+        )
+
+    def _may_enter(self, envelope: Envelope, *, may_overlap: bool) -> bool:
+        return may_overlap or (bool(envelope.chain) and self._is_own_chain(envelope))
+
+    def _is_own_chain(self, envelope: Envelope) -> bool:
+        running = self._running
+        return bool(running) and any(number in running for number in envelope.chain)
+
+    def _check_room(self, refused: bool, why: str) -> None:  # noqa: FBT001
+        if refused:
+            self._host.counters.shed += 1
+            raise self._about_me(ObjectOverloadedError, why)
+
+    def _check_deadlock(self, sender: Delivery) -> None:
+        """Refuse a wait that closes a circle of objects that wait for each other.
+
+        Only waits of the handlers themselves count; what a handler awaits through other
+        tasks may still go on, and is bounded by the mailbox's age.
+        """
+        if asyncio.current_task() is not sender.task:
+            return
+        names, seen = [repr(self.id)], self
+        for _ in range(1_000):
+            blocked = [
+                delivery
+                for delivery, _ in (seen._running or {}).values()
+                if delivery.awaits is not None and not seen.info.is_gated
+            ]
+            if not blocked or blocked[0].awaits is None:
+                return
+            seen = blocked[0].awaits
+            names.append(repr(seen.id))
+            if seen is sender.activation:
+                circle = " waits for ".join(names)
+                raise self._about_me(
+                    ObjectDeadlockError,
+                    f"{sender.label} of {sender.activation.id!r} would wait for"
+                    f" {circle}, for ever",
+                )
+
+    # -- alarms -------------------------------------------------------------------
+
+    async def _deliver_alarm(self) -> None:
+        assert self._overlay is not None
+        assert self._instance is not None
+        overlay, counters = self._overlay, self._host.counters
+        try:
+            alarm = overlay.stored_alarm
+            if alarm is None or alarm.due_at_ms > self._host.clock.now_ms():
+                return
+            overlay.begin_alarm()
+            info = AlarmInfo(
+                retry_count=alarm.retries,
+                is_retry=alarm.retries > 0,
+                scheduled_at_ms=alarm.scheduled_at_ms,
+            )
+            handler: Any = self._instance.alarm  # type: ignore[attr-defined]  # it has one
+            retry = None
+            try:
+                await (handler(info) if self.info.alarm_takes_info else handler())
+                counters.alarms_delivered += 1
+            except Exception:
+                counters.alarms_failed += 1
+                log.exception(
+                    "alarm.failed", object=repr(self.id), retries=alarm.retries
+                )
+                if alarm.counted < self._host.settings.alarm_retry_limit:
+                    retry = self._retry(alarm, counts=True)
+                else:
+                    counters.alarms_abandoned += 1
+                    log.error(
+                        "alarm.abandoned", object=repr(self.id), tries=alarm.counted + 1
+                    )
+            overlay.end_alarm(retry)
+            self.wrote()
+        finally:
+            self._alarm_is_queued = False
+            if self.lifecycle is Lifecycle.RUNNING:
+                self.end_turn()
+                self._tell_alarm(overlay)
+
+    def _retry(self, alarm: AlarmRow, *, counts: bool) -> AlarmRow:
+        """Return the alarm as it is tried again, later each time."""
+        settings = self._host.settings
+        doublings = min(alarm.retries, ALARM_BACKOFF_DOUBLINGS_MAX)
+        delay_ms = settings.alarm_retry_base_ms << doublings
+        delay_ms += int(delay_ms * ALARM_JITTER * self._host.random.random())
+        return AlarmRow(
+            due_at_ms=self._host.clock.now_ms() + delay_ms,
+            scheduled_at_ms=alarm.scheduled_at_ms,
+            retries=alarm.retries + 1,
+            counted=alarm.counted + (1 if counts else 0),
+        )
+
+    def _tell_alarm(self, overlay: Overlay) -> None:
+        """Tell the wheel of the alarm, once the seal that set it is durable."""
+        alarm = overlay.stored_alarm
+        due_at_ms = None if alarm is None else alarm.due_at_ms
+        host, object_id, ticket = self._host, self.id, overlay.alarm_ticket
+
+        def tell(failure: StorageError | None) -> None:
+            if failure is None:
+                host.alarm_changed(object_id, due_at_ms)
+
+        host.committer.when_durable(ticket, tell)
+
+    # -- the rest -----------------------------------------------------------------
+
+    def _turn_ended(self) -> None:
+        self._turn_is_planned = False
+        if self.lifecycle is not Lifecycle.BROKEN:
+            try:
+                self.end_turn()
+            except StorageError as error:
+                self.break_off(str(error))
+
+    async def _block(
+        self, callback: Callable[[], Awaitable[T]], before: asyncio.Future[Any] | None
+    ) -> T:
+        if before is not None and not before.done():
+            await asyncio.wait([before])
+        limit_ms = self._host.settings.constructor_timeout_ms
+        try:
+            async with deadline(self._host.clock, limit_ms):
+                return await callback()
+        except asyncio.CancelledError:
+            raise
+        except TimeoutError as error:
+            reason = f"block_concurrency_while took more than {limit_ms} ms"
+            self.break_off(reason, counts=True)
+            raise self._reset_error(reason, "failed") from error
+        except Exception as error:
+            reason = (
+                f"block_concurrency_while failed: {type(error).__name__}: {error}"
+            )
+            self.break_off(reason, outcome="failed", counts=True)
+            raise self._reset_error(reason, "failed") from error
+
+    def _unblock(self, task: asyncio.Future[Any]) -> None:
+        if self._blocking is not None:
+            self._blocking.remove(task)
+        _retrieve(task)
+        self._input.release()
+
+    def _background_done(self, future: asyncio.Future[Any]) -> None:
+        assert self._background is not None
+        self._background.discard(future)
+        if not future.cancelled():
+            error = future.exception()
+            if error is not None and not isinstance(error, Abort):
+                log.warning(
+                    "object.background_failed",
+                    object=repr(self.id),
+                    error=f"{type(error).__name__}: {error}",
+                )
+
+    def _spawn(self, coroutine: Any, label: str) -> None:
+        task = asyncio.get_running_loop().create_task(
+            coroutine, name=label, context=self._host.context.copy()
+        )
+        self._track(task)
+
+    def _track(self, task: asyncio.Task[Any]) -> None:
+        if self._tasks is None:
+            self._tasks = set()
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _move(self, to: Lifecycle) -> None:
+        assert to in TRANSITIONS[self.lifecycle], f"{self.lifecycle} -> {to}"
+        self.lifecycle = to
+
+    def _reset_error(self, reason: str, outcome: Outcome) -> ObjectResetError:
+        return ObjectResetError(
+            reason,
+            outcome=outcome,
+            object_class=self.info.name,
+            object_name=self.id.name,
+            object_id=str(self.id),
+        )
+
+    def _about_me(self, kind: type[_E], detail: str) -> _E:
+        return kind(
+            detail,
+            object_class=self.info.name,
+            object_name=self.id.name,
+            object_id=str(self.id),
+        )
+
+
+_E = TypeVar("_E", bound=ObjectError)
+
+
+class _KeptReplies:
+    """The answers to calls with an identity, so that a repeat does not run again (G6).
+
+    A reply is kept in the seal of the turn that made it: both are durable, or neither.
+    """
+
+    __slots__ = ("_host", "_id", "_known", "_overlay", "_under_way")
+
+    def __init__(self, host: Surroundings, overlay: Overlay, object_id: ObjectId) -> None:
+        self._host = host
+        self._overlay = overlay
+        self._id = object_id
+        self._known: dict[str, ReplyRow] | None = None
+        self._under_way: dict[str, asyncio.Future[None]] = {}
+
+    async def run(
+        self,
+        request_id: str,
+        call: Callable[[], Awaitable[Any]],
+        wrote: Callable[[], None],
+    ) -> Any:
+        while request_id in self._under_way:
+            await asyncio.wait([self._under_way[request_id]])
+        known = self._known if self._known is not None else await self._load()
+        now_ms = self._host.clock.now_ms()
+        kept = known.get(request_id)
+        if kept is not None and kept.expires_at_ms > now_ms:
+            return _open_reply(kept.reply)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._under_way[request_id] = done
+        try:
+            return await self._run_and_keep(request_id, call, wrote, known)
+        finally:
+            del self._under_way[request_id]
+            done.set_result(None)
+
+    async def _run_and_keep(
+        self,
+        request_id: str,
+        call: Callable[[], Awaitable[Any]],
+        wrote: Callable[[], None],
+        known: dict[str, ReplyRow],
+    ) -> Any:
+        settings = self._host.settings
+        raised: Exception | None = None
+        try:
+            result = await call()
+            reply = b"\x01" + encode(result)
+        except Exception as error:
+            raised = error
+            reply = b"\x00" + dumps_error(error, include_traceback=False)
+        row = ReplyRow(
+            request_id, reply, self._host.clock.now_ms() + settings.reply_ttl_ms
+        )
+        self._overlay.keep_reply(row)
+        wrote()
+        known[request_id] = row
+        if len(known) > settings.replies_max:
+            del known[next(iter(known))]
+        if raised is not None:
+            raise raised
+        return decode(reply[1:])
+
+    async def _load(self) -> dict[str, ReplyRow]:
+        found: dict[str, ReplyRow] = {}
+        if self._overlay.num:
+            before = self._host.committer.pending(self._id.raw)
+            rows = await self._host.driver.read(ReadReplies(self._overlay.num))
+            found = {row.request_id: row for row in rows}
+            for change in (before, self._host.committer.pending(self._id.raw)):
+                if change is not None:
+                    found |= {row.request_id: row for row in change.replies or ()}
+        if self._known is None:
+            self._known = found
+        return self._known
+
+
+def _open_reply(reply: bytes) -> Any:
+    if reply[:1] == b"\x01":
+        return decode(reply[1:])
+    raise loads_error(reply[1:])
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Mark a failure as seen; whoever needs it has heard of it another way."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,180 @@
+"""The alarm wheel: the one timer that knows which object is due next.
+
+Theory of operation
+    The truth about an alarm is in the shard, in the same seal as the object's keys. The
+    wheel holds what is due within a window from now and is filled from the index when
+    the window moves on; millions of later alarms stay on disk. An entry is only a
+    reminder: the object that is woken looks at its own alarm, and if nothing is due it
+    goes on sleeping. So a reminder may be too early, and several may be wrong, but none
+    may be late.
+
+    Invariant (alarm-never-late): for every alarm due within the window, the wheel has
+    an entry for its object that is not later than the stored time. Setting an alarm
+    moves an entry either way, once the setting is durable; filling only adds entries or
+    moves them earlier.
+
+Does not know about activations or SQLite: `fill` brings what is due, `fire` takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from durable_actor.clock import TIME_MS_MAX, Clock, Timer
+from durable_actor.ids import ObjectId
+
+# (after_ms, until_ms, limit) -> the earliest alarms due in that range, in due order
+Fill = Callable[[int, int, int], Awaitable[Sequence[tuple[ObjectId, int]]]]
+
+WINDOW_MS = 60_000
+FILL_MAX = 4_096  # entries brought in at once; the rest follows when these have fired
+FIRE_MAX = 256  # fired before the loop gets a breath
+_FILL_RETRY_MS = 1_000
+
+log = structlog.get_logger("durable_actor.alarms")
+
+
+@dataclass(slots=True)
+class WheelCounters:
+    """What the wheel has done so far."""
+
+    fired: int = 0
+    fills: int = 0
+
+
+class AlarmWheel:
+    """Reminds objects, in due order, never before their time."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        fill: Fill,
+        fire: Callable[[ObjectId, int], None],
+        window_ms: int = WINDOW_MS,
+    ) -> None:
+        self._clock = clock
+        self._fill = fill
+        self._fire = fire
+        self._window_ms = window_ms
+        # Invariant: each (due, id) of _due is in _heap; other heap entries are stale.
+        self._due: dict[ObjectId, int] = {}
+        self._heap: list[tuple[int, ObjectId]] = []
+        self._horizon_ms = 0  # every alarm due at or before this had an entry
+        self._fill_at_ms = 0  # when the window is to be moved on
+        self._fill_limit = FILL_MAX
+        self._timer: Timer | None = None
+        self._timer_at_ms = TIME_MS_MAX
+        self._filling: asyncio.Task[None] | None = None
+        self._is_running = False
+        self.counters = WheelCounters()
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def start(self) -> None:
+        """Fill the first window and begin to fire, overdue alarms first."""
+        self._is_running = True
+        self._start_fill()
+
+    async def stop(self) -> None:
+        """Fire no more."""
+        self._is_running = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._filling is not None:
+            self._filling.cancel()
+            await asyncio.wait([self._filling])
+
+    def set(self, object_id: ObjectId, due_at_ms: int | None) -> None:
+        """Move or drop an object's reminder; call it once the change is durable."""
+        if due_at_ms is None or due_at_ms > self._horizon_ms:
+            self._due.pop(object_id, None)
+            return
+        self._due[object_id] = due_at_ms
+        heapq.heappush(self._heap, (due_at_ms, object_id))
+        self._arm()
+
+    def remind(self, object_id: ObjectId, due_at_ms: int) -> None:
+        """Add a reminder, unless the object has one that is as early."""
+        known = self._due.get(object_id)
+        if known is None or known > due_at_ms:
+            self._due[object_id] = due_at_ms
+            heapq.heappush(self._heap, (due_at_ms, object_id))
+            self._arm()
+
+    def _arm(self) -> None:
+        """Keep one timer, for the earliest entry or the next filling."""
+        if not self._is_running:
+            return
+        next_at_ms = self._heap[0][0] if self._heap else TIME_MS_MAX
+        if self._filling is None:
+            next_at_ms = min(next_at_ms, self._fill_at_ms)
+        if self._timer is not None:
+            if self._timer_at_ms <= next_at_ms:
+                return
+            self._timer.cancel()
+        self._timer_at_ms = next_at_ms
+        self._timer = self._clock.call_at(next_at_ms, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now_ms = self._clock.now_ms()
+        fired = 0
+        while self._heap and self._heap[0][0] <= now_ms and fired < FIRE_MAX:
+            due_at_ms, object_id = heapq.heappop(self._heap)
+            if self._due.get(object_id) != due_at_ms:
+                continue
+            del self._due[object_id]
+            fired += 1
+            self.counters.fired += 1
+            self._fire(object_id, due_at_ms)
+        if self._filling is None and now_ms >= self._fill_at_ms:
+            self._start_fill()
+        self._arm()
+
+    def _start_fill(self) -> None:
+        self._filling = asyncio.get_running_loop().create_task(
+            self._fill_window(), name="alarm-fill"
+        )
+
+    async def _fill_window(self) -> None:
+        now_ms = self._clock.now_ms()
+        previous_ms, until_ms = self._horizon_ms, now_ms + self._window_ms
+        # From here on `set` keeps entries up to the new horizon, so what becomes
+        # durable while the index is read is not missed.
+        self._horizon_ms = max(previous_ms, until_ms)
+        try:
+            found = await self._fill(previous_ms, until_ms, self._fill_limit)
+        except Exception:
+            log.exception("alarm.fill_failed")
+            self._horizon_ms = previous_ms
+            self._fill_at_ms = now_ms + _FILL_RETRY_MS
+        else:
+            self._take_in(found, until_ms)
+        finally:
+            self._filling = None
+        self._arm()
+
+    def _take_in(self, found: Sequence[tuple[ObjectId, int]], until_ms: int) -> None:
+        self.counters.fills += 1
+        for object_id, due_at_ms in found:
+            self.remind(object_id, due_at_ms)
+        # Move the window on well before its end, so that nothing near it is late.
+        self._fill_at_ms = until_ms - self._window_ms // 2
+        if len(found) < self._fill_limit:
+            self._fill_limit = FILL_MAX
+            return
+        # There is more. The window ends before the last due time that was brought, as
+        # others may share it; if all share one time, ask for more at once.
+        last_ms = found[-1][1]
+        if found[0][1] == last_ms:
+            self._fill_limit *= 2
+        self._horizon_ms = last_ms - 1
+        self._fill_at_ms = 0

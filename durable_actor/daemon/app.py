@@ -1,0 +1,148 @@
+"""The ASGI application: from a request to a handler, from every failure to a problem.
+
+`build_app` puts it together: the guard outside, the routes inside, and between them the
+one place where exceptions become answers and where a request is counted as accepted
+work, which the drain waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from durable_actor.daemon import openapi, wire
+from durable_actor.daemon.guard import BodyRefusedError, Guard, GuardPolicy
+from durable_actor.daemon.loader import Served
+from durable_actor.daemon.objects_api import ExactBodyError, ObjectsApi
+from durable_actor.daemon.ports import ObjectHost, RunsApi
+from durable_actor.daemon.problems import HandlerError, problem_of
+from durable_actor.daemon.routing import Incoming, Routes, read_query
+from durable_actor.daemon.runs_api import RunRoutes
+from durable_actor.daemon.service_api import ServiceApi
+
+log = structlog.get_logger("durable_actor.daemon")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class Traffic:
+    """Accepted requests in flight, and whether new ones are taken."""
+
+    def __init__(self) -> None:
+        self.is_draining = False
+        self.in_flight = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def enter(self) -> None:
+        """Count one more accepted request."""
+        self.in_flight += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """Count its end."""
+        self.in_flight -= 1
+        if self.in_flight == 0:
+            self._idle.set()
+
+    async def drain(self) -> None:
+        """Take no new requests; return once the accepted ones are answered."""
+        self.is_draining = True
+        await self._idle.wait()
+
+
+class Application:
+    """Answers what the guard has let in."""
+
+    def __init__(self, routes: Routes, traffic: Traffic, *, debug: bool) -> None:
+        self._routes = routes
+        self._traffic = traffic
+        self._debug = debug
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; never raises, but for a body the guard refuses."""
+        self._traffic.enter()
+        try:
+            response = await self._answer(scope, receive)
+            await response(scope, receive, send)
+        finally:
+            self._traffic.leave()
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        try:
+            route, names = self._routes.find(scope["method"], scope["raw_path"])
+            query = read_query(route, scope["query_string"])
+            return await route.handler(Incoming(scope, receive, names, query))
+        except BodyRefusedError:
+            raise  # the guard answers, and hangs up
+        except ExactBodyError as error:
+            problem = problem_of(error)
+            headers = problem.headers_to_send() | {"Content-Type": wire.EXACT_ERROR}
+            return Response(error.body, status_code=problem.status, headers=headers)
+        except Exception as error:  # noqa: BLE001  # this is where every failure ends
+            return self._failed(scope, error)
+
+    def _failed(self, scope: Scope, error: Exception) -> Response:
+        problem = problem_of(error, debug=self._debug)
+        trace_id = _trace_id(scope)
+        if problem.code == "internal":
+            log.error("request.failed", trace_id=trace_id, exc_info=error)
+        elif isinstance(error, HandlerError) and problem.code == "handler_error":
+            log.info(
+                "request.handler_error",
+                trace_id=trace_id,
+                error=type(error.original).__qualname__,
+            )
+        return Response(
+            problem.body(trace_id),
+            status_code=problem.status,
+            headers=problem.headers_to_send(),
+        )
+
+
+def build_app(
+    host: ObjectHost,
+    served: Served,
+    runs: Sequence[RunsApi],
+    policy: GuardPolicy,
+    traffic: Traffic,
+    *,
+    debug: bool = False,
+    reasons: Callable[[], list[str]] = list,
+    metrics: Callable[[], bytes] = bytes,
+) -> tuple[ASGIApp, Routes]:
+    """Put the HTTP face together; the routes are returned to be described or walked."""
+    described: dict[str, Any] = {}
+    service = ServiceApi(
+        reasons=lambda: (["draining"] if traffic.is_draining else []) + reasons(),
+        metrics=metrics,
+        document=lambda: described,
+    )
+    routes = Routes(
+        [
+            *service.routes(),
+            *ObjectsApi(host, served, debug=debug).routes(),
+            *RunRoutes(runs).routes(),
+        ]
+    )
+    described |= openapi.document(routes.table, version=version("durable-actor"))
+    application = Application(routes, traffic, debug=debug)
+    guard = Guard(application, policy, is_draining=lambda: traffic.is_draining)
+    return guard, routes
+
+
+def _trace_id(scope: Scope) -> str:
+    """Return the caller's trace, if it has one (W3C), or a fresh id."""
+    for name, value in scope["headers"]:
+        if name == b"traceparent":
+            match = _TRACEPARENT.fullmatch(value.decode("latin-1"))
+            if match:
+                return match[1]
+    return secrets.token_hex(16)

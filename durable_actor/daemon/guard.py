@@ -1,0 +1,256 @@
+"""The guard: who may come in, decided in one place, before any route is looked at.
+
+Every request passes the same checks in the same order: its size and framing, the `Host`
+it was sent to, the `Origin` of the page that sent it, the bearer token. Two paths are
+answered without a token, by exact match: `/livez` and `/readyz`. After that the body is
+watched as it is read: how large, how slow.
+
+A web page cannot reach the daemon through the user's browser: a foreign name in `Host`
+(DNS rebinding) and any `Origin` that is not allowed are refused on every method, and no
+CORS header is ever sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from durable_actor.daemon.problems import Problem, ProblemError, problem_of, refuse
+from durable_actor.errors import HostClosedError
+
+OPEN_PATHS = frozenset({b"/livez", b"/readyz"})
+DRAINING_PATHS = OPEN_PATHS | {b"/metrics"}  # still answered while the daemon drains
+_LINGER_SECONDS = 1.0
+_DIGITS_MAX = 18  # of a Content-Length: below 2**63, and int() is quick
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardPolicy:
+    """What the guard enforces."""
+
+    token: str
+    hosts: frozenset[str]  # exact values of Host, in lower case, with the port
+    origins: frozenset[str] = frozenset()
+    body_bytes_max: int = 1_048_576
+    header_bytes_max: int = 8_192
+    headers_max: int = 64
+    target_bytes_max: int = 8_192
+    body_timeout_ms: int = 30_000
+
+
+class BodyRefusedError(ProblemError):
+    """The body is too large or too slow; raised where it is read, answered here."""
+
+
+class Guard:
+    """Pure ASGI: refuses, or passes on with a body that cannot be too large or slow."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        policy: GuardPolicy,
+        *,
+        is_draining: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._app = app
+        self._policy = policy
+        self._token = policy.token.encode()
+        self._is_draining = is_draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse the request, or pass it on."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            # There are no WebSockets here; closing before accepting answers 403.
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        try:
+            self._admit(scope)
+            if self._is_draining() and scope["raw_path"] not in DRAINING_PATHS:
+                raise ProblemError(problem_of(HostClosedError("It is draining.")))
+            await self._app(scope, self._watched(receive), send)
+        except ProblemError as error:
+            # Raised here, or by the body that is watched here. For everything else the
+            # application answers itself.
+            await _hang_up(error.problem, scope, receive, send)
+
+    def _admit(self, scope: Scope) -> None:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self._check_size(scope, headers)
+        self._check_framing(headers)
+        self._check_host(_all(headers, b"host"))
+        for origin in _all(headers, b"origin"):
+            if origin not in self._policy.origins:
+                raise refuse(
+                    "origin_refused",
+                    f"Requests from the page {_shown(origin)} are not allowed.",
+                    "List its origin under http.allowed_origins to allow it.",
+                )
+        if scope["raw_path"] not in OPEN_PATHS:
+            self._check_token(_all(headers, b"authorization"))
+
+    def _check_size(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
+        policy = self._policy
+        target = len(scope["raw_path"]) + len(scope["query_string"])
+        if target > policy.target_bytes_max:
+            raise refuse(
+                "target_too_long",
+                f"The path and query have {target} bytes;"
+                f" at most {policy.target_bytes_max} are allowed.",
+                "Send long values in the body.",
+            )
+        # As on the wire: the colon, the space and the line end count.
+        size = sum(len(name) + len(value) + 4 for name, value in headers)
+        if len(headers) > policy.headers_max or size > policy.header_bytes_max:
+            raise refuse(
+                "headers_too_large",
+                f"{len(headers)} headers with {size} bytes; at most"
+                f" {policy.headers_max} with {policy.header_bytes_max} are allowed.",
+                "Send fewer cookies and other headers.",
+            )
+
+    def _check_framing(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Refuse what two readers could cut differently (request smuggling)."""
+        lengths = _all(headers, b"content-length")
+        encodings = _all(headers, b"transfer-encoding")
+        if (lengths and encodings) or len(lengths) > 1 or len(encodings) > 1:
+            raise refuse(
+                "bad_request",
+                "The request gives the length of its body more than once.",
+                "Send one Content-Length, or chunked Transfer-Encoding.",
+            )
+        if _all(headers, b"upgrade"):
+            raise refuse("bad_request", "Upgrade is not supported.", "Use HTTP/1.1.")
+        for encoding in _all(headers, b"content-encoding"):
+            if encoding.lower() != "identity":
+                raise refuse(
+                    "unsupported_media_type",
+                    f"The body is compressed ({_shown(encoding)}).",
+                    "Send it as it is.",
+                )
+        if not lengths:
+            return
+        if not (lengths[0].isascii() and lengths[0].isdigit()):
+            raise refuse(
+                "bad_request",
+                f"Content-Length is {_shown(lengths[0])}.",
+                "Write it in decimal digits.",
+            )
+        length = int(lengths[0]) if len(lengths[0]) <= _DIGITS_MAX else 10**_DIGITS_MAX
+        if length > self._policy.body_bytes_max:
+            raise self._too_large(f"{length} bytes")
+
+    def _check_host(self, hosts: list[str]) -> None:
+        if len(hosts) != 1:
+            raise refuse(
+                "bad_request",
+                f"The request has {len(hosts)} Host headers.",
+                "Send exactly one.",
+            )
+        if hosts[0].lower() not in self._policy.hosts:
+            raise refuse(
+                "host_refused",
+                f"This daemon is not called {_shown(hosts[0])}.",
+                "Use the address of its ready line, or list the name with its port"
+                " under http.allowed_hosts.",
+            )
+
+    def _check_token(self, credentials: list[str]) -> None:
+        scheme, _, token = credentials[0].partition(" ") if credentials else ("",) * 3
+        # The comparison takes the same time whatever was sent, and always happens.
+        same = hmac.compare_digest(token.encode("latin-1"), self._token)
+        if len(credentials) != 1 or scheme.lower() != "bearer" or not same:
+            raise refuse(
+                "unauthorized",
+                "The request has no valid bearer token.",
+                "Send `Authorization: Bearer ...` with the content of the token file"
+                " that the ready line names.",
+                WWW_Authenticate="Bearer",
+            )
+
+    def _watched(self, receive: Receive) -> Receive:
+        """Return a `receive` that ends a body which is too large or too slow."""
+        received = 0
+        patience = self._policy.body_timeout_ms / 1_000
+        expires_at: float | None = asyncio.get_running_loop().time() + patience
+
+        async def watched() -> Message:
+            nonlocal received, expires_at
+            try:
+                async with asyncio.timeout_at(expires_at):
+                    message = await receive()
+            except TimeoutError:
+                refusal = refuse(
+                    "body_timeout",
+                    f"After {self._policy.body_timeout_ms} ms only {received} bytes of"
+                    " the body were here.",
+                    "Send it faster, or raise http.body_timeout.",
+                )
+                raise BodyRefusedError(refusal.problem) from None
+            received += len(message.get("body", b""))
+            if received > self._policy.body_bytes_max:
+                raise BodyRefusedError(self._too_large("more").problem)
+            if not message.get("more_body"):
+                expires_at = None  # whoever asks again waits for the caller to leave
+            return message
+
+        return watched
+
+    def _too_large(self, what: str) -> ProblemError:
+        return refuse(
+            "body_too_large",
+            f"The body has {what}; at most {self._policy.body_bytes_max} bytes"
+            " are allowed.",
+            "Send less at once, or raise http.max_body.",
+        )
+
+
+async def _hang_up(
+    problem: Problem, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Answer with a problem and close the connection, so that the caller can read it.
+
+    Closing while the caller still sends makes its side drop the answer (a reset), so
+    what is on its way is read for a moment and thrown away.
+    """
+    body = problem.body(None)
+    headers = problem.headers_to_send()
+    headers |= {"Content-Length": str(len(body)), "Connection": "close"}
+    start = {
+        "type": "http.response.start",
+        "status": problem.status,
+        "headers": [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in headers.items()
+        ],
+    }
+    await send(start)
+    # Nobody waits again for a body that was waited for in vain.
+    sends_body = problem.status != HTTPStatus.REQUEST_TIMEOUT and any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in scope["headers"]
+    )
+    await send({"type": "http.response.body", "body": body, "more_body": sends_body})
+    if sends_body:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while (await receive()).get("more_body"):
+                    pass
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _all(headers: list[tuple[bytes, bytes]], name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in headers if key == name]
+
+
+def _shown(value: str) -> str:
+    text = ascii(value)
+    return text if len(text) <= 80 else text[:77] + "...'"  # noqa: PLR2004

@@ -1,0 +1,115 @@
+"""Where the daemon listens: TCP or a Unix socket, and the names it answers to there."""
+
+from __future__ import annotations
+
+import socket
+import stat
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from durable_actor.errors import ConfigError
+
+BACKLOG = 2_048
+_PORT_MAX = 65_535
+_HTTP_PORT = 80  # left out of `Host` by those who use it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Where to listen: a TCP address or the path of a Unix socket."""
+
+    host: str = ""
+    port: int = 0
+    path: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Listen:
+        """Read `HOST:PORT`, `[V6]:PORT` or `unix:PATH`.
+
+        Raises:
+            ConfigError: None of these.
+        """
+        if text.startswith("unix:") and len(text) > len("unix:"):
+            return cls(path=Path(text.removeprefix("unix:")).absolute())
+        host, separator, port = text.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if bracketed:
+            host = host[1:-1]
+        if (
+            separator
+            and host
+            and (bracketed or ":" not in host)
+            and (port.isascii() and port.isdigit() and int(port[:6]) <= _PORT_MAX)
+        ):
+            return cls(host=host, port=int(port))
+        message = (
+            f"{text!r} is no address; write 127.0.0.1:8787 or unix:/path/to/socket"
+        )
+        raise ConfigError(message)
+
+    @property
+    def is_public(self) -> bool:
+        """Whether others than this machine could connect."""
+        if self.path is not None or self.host == "localhost":
+            return False
+        try:
+            return not ip_address(self.host).is_loopback
+        except ValueError:
+            return True  # a name: whatever it resolves to today, it may not tomorrow
+
+
+def bind(listen: Listen) -> socket.socket:
+    """Return a listening socket.
+
+    Raises:
+        ConfigError: The address cannot be bound.
+    """
+    try:
+        if listen.path is not None:
+            return _bind_path(listen.path)
+        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+        return socket.create_server(
+            (listen.host, listen.port), family=family, backlog=BACKLOG
+        )
+    except (OSError, UnicodeError) as error:
+        where = listen.path or f"{listen.host}:{listen.port}"
+        message = f"cannot listen on {where}: {error}; choose another with --listen"
+        raise ConfigError(message) from error
+
+
+def _bind_path(path: Path) -> socket.socket:
+    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+        with socket.socket(socket.AF_UNIX) as probe:
+            if probe.connect_ex(str(path)) == 0:
+                message = f"another process listens on {path}"
+                raise OSError(message)
+        path.unlink()  # left by a process that died
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        path.chmod(0o600)  # before listen(): until then nobody can connect
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the address clients use."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
+    return f"http://{host}:{name[1]}"
+
+
+def hosts_of(listener: socket.socket) -> frozenset[str]:
+    """Return the values of `Host` that mean this socket, from this machine."""
+    if listener.family == socket.AF_UNIX:
+        return frozenset({"localhost"})
+    host, port = listener.getsockname()[:2]
+    names = {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host}
+    with_port = {f"{name}:{port}" for name in names}
+    return frozenset(with_port | (names if port == _HTTP_PORT else set()))

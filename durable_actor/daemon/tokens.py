@@ -1,0 +1,82 @@
+"""The bearer token of a daemon: made at the first start, in a file of its owner only.
+
+256 random bits. The file is written whole or not at all, is never followed through a
+symbolic link, and is refused if others may read it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from durable_actor.errors import ConfigError
+
+TOKEN_FILE = "token"  # noqa: S105  # a file's name
+_TOKEN_BYTES = 32
+_TOKEN_CHARS_MIN = 16  # of a token someone chose; ours have 43
+_OPEN_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def token_of(path: Path) -> str:
+    """Return the token in the file; make both at the first start.
+
+    Raises:
+        ConfigError: The file is not ours alone, or holds no token; says what to do.
+    """
+    try:
+        return read_token(path)
+    except FileNotFoundError:
+        return _create(path)
+
+
+def read_token(path: Path) -> str:
+    """Return the token in the file.
+
+    Raises:
+        ConfigError: The file is not ours alone, or holds no token.
+        FileNotFoundError: There is none.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        message = f"the token file {path} cannot be read: {error.strerror}"
+        raise ConfigError(message) from error
+    with os.fdopen(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            message = f"the token file {path} is not a regular file; remove it"
+            raise ConfigError(message)
+        if facts.st_mode & 0o077 or facts.st_uid not in (os.geteuid(), 0):
+            message = (
+                f"the token file {path} may be read by others (mode"
+                f" {stat.S_IMODE(facts.st_mode):04o}); run: chmod 600 {path}"
+            )
+            raise ConfigError(message)
+        token = file.read(4_096).decode("ascii", "replace").strip()
+    if len(token) < _TOKEN_CHARS_MIN or not token.isascii() or not token.isprintable():
+        message = f"the token file {path} holds no token; delete it to get a new one"
+        raise ConfigError(message)
+    return token
+
+
+def _create(path: Path) -> str:
+    token = secrets.token_urlsafe(_TOKEN_BYTES)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.unlink(missing_ok=True)  # of a start with our process id that died here
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OPEN_FLAGS
+        descriptor = os.open(fresh, flags, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            os.fchmod(descriptor, 0o600)  # whatever the umask
+            file.write(token + "\n")
+            file.flush()
+            os.fsync(descriptor)
+        fresh.rename(path)
+    except OSError as error:
+        message = f"the token file {path} cannot be written: {error.strerror}"
+        raise ConfigError(message) from error
+    return token

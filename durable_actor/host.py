@@ -1,0 +1,751 @@
+"""The host: the map from id to activation, and everything they share.
+
+`Host` is the embedded face of the package and a `Router`. It opens a data directory,
+activates objects when events come, lets idle ones go, reminds them of their alarms,
+carries their events to the sinks, and stops everything when a write fails.
+
+It installs no signal handlers, no log configuration and no event loop policy: it is a
+guest in the program that embeds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import structlog
+
+from durable_actor.activation import (
+    Activation,
+    ActivationCounters,
+    ActivationSettings,
+    current_delivery,
+)
+from durable_actor.alarms import AlarmWheel
+from durable_actor.clock import Clock, SystemClock, Timer, deadline
+from durable_actor.codec import clone
+from durable_actor.config import Config
+from durable_actor.entrypoints import ClassInfo, DurableObject
+from durable_actor.env import Env
+from durable_actor.errors import (
+    CallTimeoutError,
+    ConfigError,
+    HostClosedError,
+    HostMisuseError,
+    ObjectError,
+    StorageError,
+    StorageFailedError,
+    StorageFullError,
+)
+from durable_actor.ids import IdSpace, ObjectId
+from durable_actor.mailbox import Envelope, MailboxBounds
+from durable_actor.namespace import DurableObjectNamespace
+from durable_actor.outbox import Outbox
+from durable_actor.rpc import CallOptions
+from durable_actor.storage.batch import AlarmRow, Seal
+from durable_actor.storage.committer import Committer
+from durable_actor.storage.kv import KeyValueLimits
+from durable_actor.storage.ports import (
+    ExpireReplies,
+    ReadAlarms,
+    ReadDirectory,
+    ReadStatus,
+    ShardDriver,
+    ShardOptions,
+)
+from durable_actor.storage.store import SHARD_NAME, DriverKind, Store, open_store
+
+T = TypeVar("T")
+HostState = Literal["ok", "full", "failed"]
+
+_CLOSE_GRACE_MS = 25_000
+_SWEEP_PARTS = 4  # looks for idle objects so often in the time they may idle
+
+log = structlog.get_logger("durable_actor.host")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectEntry:
+    """One object in the directory. Sizes in bytes, times in epoch milliseconds."""
+
+    object_class: str
+    name: str | None
+    id: str
+    created_at_ms: int
+    used_at_ms: int
+    size_bytes: int
+    alarm_at_ms: int | None
+    attributes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectPage:
+    """Some objects in order, and where to go on; `cursor` None: that was all."""
+
+    objects: list[ObjectEntry]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostStats:
+    """Counters since the start, and sizes now. Sizes in bytes."""
+
+    objects_resident: int
+    objects_waiting_events: int
+    mailbox_depth_max: int
+    cached_bytes: int
+    calls: int
+    calls_failed: int
+    shed: int
+    activated: int
+    reset: int
+    alarms_delivered: int
+    alarms_failed: int
+    alarms_abandoned: int
+    alarms_near: int
+    groups_committed: int
+    turns_committed: int
+    durable_ticket: int
+    events_waiting: int
+    events_delivered: int
+    events_dropped: int
+    epoch: int
+
+
+class Host:
+    """Durable objects in this process.
+
+    ```
+    async with Host("data/") as host:
+        counter = host.namespace(Counter).get_by_name("a")
+        await counter.increment()
+    ```
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str] | None = None,
+        *,
+        classes: Iterable[type[DurableObject]] = (),
+        env: Mapping[str, object] | None = None,
+        config: Config | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        driver: DriverKind | None = None,
+        storage_uri: str | None = None,
+    ) -> None:
+        """Describe a host; `async with` or `open` starts it.
+
+        Args:
+            directory: Where the data lives; default: the configuration's.
+            classes: Classes whose alarms are to fire before anyone asks for them.
+            env: What objects find as attributes of `self.env`.
+            config: Limits and times; see `config.toml`.
+            clock: Whose time it is; a test hands in a manual one.
+            rng: Source of jitter and ids; a test hands in a seeded one.
+            driver: `thread` (the default when embedded) or `process`.
+            storage_uri: Opens the shard by this SQLite URI instead of its path.
+        """
+        self._config = config or Config()
+        self._directory = Path(directory or self._config.storage.dir)
+        chosen = self._config.storage.driver
+        self._driver_kind: DriverKind = driver or (
+            "process" if chosen == "process" else "thread"
+        )
+        self._storage_uri = storage_uri
+        self.clock: Clock = clock or SystemClock()
+        self.random = rng or random.Random()  # noqa: S311  # jitter, not secrets
+        self.settings = _settings(self._config)
+        self.counters = ActivationCounters()
+        self.context = contextvars.Context()
+        self.env = Env(self._namespace, env)
+        self.failed = asyncio.Event()
+        self.failure: StorageError | None = None
+        self._classes: dict[str, ClassInfo] = {}
+        self._spaces: dict[str, IdSpace] = {}
+        self._resident: dict[bytes, Activation] = {}
+        self._owed_alarms: dict[bytes, AlarmRow] = {}
+        self._parked_alarms: dict[str, dict[ObjectId, int]] = {}
+        # The last ticket of a broken activation, until the next one has started.
+        self._last_tickets: dict[bytes, int] = {}
+        self._is_draining = False
+        self._is_open = False
+        self._sweep_timer: Timer | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._store: Store
+        self.driver: ShardDriver
+        self.committer: Committer
+        self._outbox = Outbox(
+            self.clock,
+            self.random,
+            events_max=self._config.storage.outbox_events_max,
+        )
+        self._wheel = AlarmWheel(
+            self.clock,
+            fill=self._due_alarms,
+            fire=self._fire_alarm,
+            window_ms=self._config.alarms.window_ms,
+        )
+        for cls in classes:
+            self.register(cls)
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # -- life ---------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the data directory and begin to deliver alarms and events.
+
+        Raises:
+            DataDirectoryInUseError: Another process has it open.
+            ConfigError: The directory cannot be used.
+            StorageError: The shard is damaged, or the disk is.
+        """
+        storage = self._config.storage
+        options = ShardOptions(
+            path=str(self._directory / SHARD_NAME),
+            uri=self._storage_uri,
+            wal_bytes_max=storage.wal_bytes_max,
+            wal_grow_bytes=storage.wal_grow_bytes,
+        )
+        self._store = await open_store(self._directory, options, self._driver_kind)
+        self.driver = self._store.driver
+        self.committer = Committer(
+            self.driver,
+            on_failure=self._storage_failed,
+            on_events=self._outbox.add,
+            log_bytes_max=storage.log_bytes_max,
+            group_rows_max=storage.group_rows_max,
+        )
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._is_open = True
+        await self._outbox.start(self.committer, self.driver)
+        self._wheel.start()
+        self._plan_sweep()
+        log.info(
+            "host.opened",
+            directory=str(self._directory),
+            epoch=self.epoch,
+            driver=self._driver_kind,
+        )
+
+    async def drain(self, grace_ms: int = _CLOSE_GRACE_MS) -> bool:
+        """Refuse new work from outside and let accepted work finish.
+
+        Returns:
+            Whether everything finished within the grace.
+        """
+        self._is_draining = True
+        await self._wheel.stop()
+        try:
+            async with deadline(self.clock, grace_ms):
+                while any(not a.is_idle for a in self._resident.values()):
+                    if self.failure is not None:
+                        return False
+                    await self._some_activity()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self, grace_ms: int = _CLOSE_GRACE_MS) -> None:
+        """Finish what was accepted, make it durable, and let the directory go."""
+        if not self._is_open:
+            return
+        await self.drain(grace_ms)
+        for activation in list(self._resident.values()):
+            if not activation.is_idle:
+                activation.break_off("the host is closing")
+        self._is_open = False
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        await self._outbox.stop()
+        try:
+            await self.committer.close()
+        except StorageError as error:
+            if self.failure is None:
+                raise
+            log.warning("host.close_after_failure", error=str(error))
+        finally:
+            self._resident.clear()
+            self._store.release()
+            log.info("host.closed", directory=str(self._directory))
+
+    async def drop(self) -> None:
+        """Let go of everything without finishing or flushing anything.
+
+        What a crash leaves is what is on disk then; for tests, and after a failure.
+        """
+        self._is_open = False
+        self._is_draining = True
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        await self._wheel.stop()
+        await self._outbox.stop()
+        await self.committer.drop()
+        for activation in list(self._resident.values()):
+            activation.break_off("the host was dropped")
+        self._resident.clear()
+        self._store.release()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new work is refused."""
+        return self._is_draining
+
+    @property
+    def directory(self) -> Path:
+        """Where the data lives."""
+        return self._directory
+
+    @property
+    def epoch(self) -> int:
+        """How many times this data directory has been opened."""
+        return self.driver.opened.epoch
+
+    @property
+    def state(self) -> HostState:
+        """Whether storage takes writes: `ok`, `full` or `failed`."""
+        if self.failure is not None:
+            return "failed"
+        return "full" if self._is_open and self.committer.is_full else "ok"
+
+    # -- objects ------------------------------------------------------------------
+
+    def register(self, cls: type[DurableObject], name: str | None = None) -> None:
+        """Make a class known, under its own name or another.
+
+        Raises:
+            ConfigError: Another class has the name.
+        """
+        name = name or cls.__name__
+        known = self._classes.get(name)
+        if known is not None:
+            if known.cls is not cls:
+                message = (
+                    f"two classes are called {name!r}: {known.cls!r} and {cls!r};"
+                    " register one of them under another name"
+                )
+                raise ConfigError(message)
+            return
+        self._classes[name] = ClassInfo(cls, name)
+        self._spaces[name] = IdSpace(name)
+        if cls.event_sink is not None:
+            self._outbox.register(name, cls.event_sink)
+        for object_id, due_at_ms in self._parked_alarms.pop(name, {}).items():
+            self._wheel.remind(object_id, due_at_ms)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the known classes."""
+        return sorted(self._classes)
+
+    def class_info(self, name: str) -> ClassInfo | None:
+        """Return what is known of a class, by the name it is registered under."""
+        return self._classes.get(name)
+
+    def namespace(
+        self, cls: type[T], name: str | None = None
+    ) -> DurableObjectNamespace[T]:
+        """Return the namespace of a class, registering it if need be.
+
+        Raises:
+            TypeError: Not a subclass of `DurableObject`.
+        """
+        if not (isinstance(cls, type) and issubclass(cls, DurableObject)):
+            message = f"{cls!r} is not a subclass of DurableObject"
+            raise TypeError(message)
+        self.register(cls, name)
+        return DurableObjectNamespace(self, name or cls.__name__)
+
+    def namespace_by_name(self, name: str) -> DurableObjectNamespace[Any]:
+        """Return the namespace of a registered class, by name.
+
+        Raises:
+            ObjectError: No class has the name.
+        """
+        self._class(name)
+        return DurableObjectNamespace(self, name)
+
+    async def call(
+        self,
+        target: ObjectId,
+        method: str,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        options: CallOptions,
+    ) -> object:
+        """Run one method of one object and return its answer; see `rpc.Router`."""
+        self._check_use()
+        info = self._class(target.namespace)
+        found = info.method(method)
+        envelope = Envelope(
+            method,
+            found.function,
+            clone(args) if args else args,
+            clone(kwargs) if kwargs else kwargs,
+        )
+        envelope.request_id = options.request_id
+        sender = current_delivery.get()
+        if sender is not None:
+            if sender.activation.host is not self:
+                # Leaves this host, so it waits for what it depends on.
+                activation = sender.activation
+                await activation.wait_durable(activation.end_turn())
+                sender = None
+            else:
+                envelope.sender = sender
+                envelope.chain = sender.chain
+                envelope.ticket = sender.activation.end_turn()
+        if sender is None and self._is_draining:
+            message = "the host is draining; nothing was delivered"
+            raise HostClosedError(message)
+        activation = self._activation(target, info)
+        activation.accept(envelope, may_overlap=found.interleaves)
+        if options.timeout_ms is not None:
+            try:
+                async with deadline(self.clock, options.timeout_ms):
+                    return await self._answer(envelope, activation)
+            except TimeoutError as error:
+                if isinstance(error, CallTimeoutError) or envelope.error is error:
+                    raise
+                message = f"{method} of {target!r} took over {options.timeout_ms} ms"
+                raise CallTimeoutError(message) from None
+        return await self._answer(envelope, activation)
+
+    async def evict(self, object_id: ObjectId) -> bool:
+        """Let an object go from memory if it is idle; was it there, and is it gone?"""
+        activation = self._resident.get(object_id.raw)
+        if activation is None:
+            return False
+        await self.committer.wait(activation.end_turn())
+        await asyncio.sleep(0)
+        if not activation.is_idle:
+            return False
+        activation.evict()
+        del self._resident[object_id.raw]
+        return True
+
+    async def list_objects(
+        self,
+        object_class: str | None = None,
+        *,
+        prefix: str = "",
+        where: Mapping[str, str] | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> ObjectPage:
+        """Return objects that have ever stored something, in order of class and name.
+
+        Args:
+            object_class: Only of this class.
+            prefix: Only names that begin with it.
+            where: Only those that published all of these attributes.
+            limit: At most so many, 1 to 1,000.
+            cursor: From an earlier page, to go on behind it.
+
+        Raises:
+            ValueError: A wrong limit or cursor.
+        """
+        if not 1 <= limit <= 1_000:  # noqa: PLR2004  # named in the docstring
+            message = f"limit must be between 1 and 1000, got {limit}"
+            raise ValueError(message)
+        await self.committer.fold()
+        rows = await self.driver.read(
+            ReadDirectory(
+                object_class, prefix, dict(where or {}), _open_cursor(cursor), limit + 1
+            )
+        )
+        entries = [
+            ObjectEntry(
+                object_class=entry.row.object_class,
+                name=entry.row.name,
+                id=entry.row.id.hex(),
+                created_at_ms=entry.row.created_at_ms,
+                used_at_ms=entry.row.used_at_ms,
+                size_bytes=entry.size_bytes,
+                alarm_at_ms=entry.alarm_at_ms,
+                attributes=entry.row.attributes,
+            )
+            for entry in rows[:limit]
+        ]
+        more = len(rows) > limit
+        return ObjectPage(
+            objects=entries, cursor=_make_cursor(entries[-1]) if more else None
+        )
+
+    async def delete(self, object_id: ObjectId) -> bool:
+        """Delete an object with everything it stored; had it stored anything?
+
+        An event that is under way is told that the object was reset.
+        """
+        self._check_use()
+        activation = self._resident.get(object_id.raw)
+        if activation is not None:
+            activation.end_turn()
+            activation.break_off("the object was deleted", outcome="failed")
+            await self._settled(self._last_tickets.get(object_id.raw, 0))
+        loaded = await self.committer.load(object_id.raw)
+        if not loaded.num:
+            return False
+        ticket = self.committer.seal(Seal(num=loaded.num, deleted=True), object_id.raw)
+        self._last_tickets[object_id.raw] = ticket
+        self._wheel.set(object_id, None)
+        self._owed_alarms.pop(object_id.raw, None)
+        await self.committer.wait(ticket)
+        return True
+
+    async def expire_replies(self) -> int:
+        """Drop kept replies whose time is over; return how many."""
+        await self.committer.fold()
+        return await self.driver.read(ExpireReplies(self.clock.now_ms()))
+
+    def stats(self) -> HostStats:
+        """Return counters and sizes, without touching the disk."""
+        resident = list(self._resident.values())
+        waiting = [activation.waiting for activation in resident]
+        counters = self.counters
+        return HostStats(
+            objects_resident=len(resident),
+            objects_waiting_events=sum(waiting),
+            mailbox_depth_max=max(waiting, default=0),
+            cached_bytes=sum(activation.cached_bytes for activation in resident),
+            calls=counters.calls,
+            calls_failed=counters.calls_failed,
+            shed=counters.shed,
+            activated=counters.activated,
+            reset=counters.reset,
+            alarms_delivered=counters.alarms_delivered,
+            alarms_failed=counters.alarms_failed,
+            alarms_abandoned=counters.alarms_abandoned,
+            alarms_near=len(self._wheel),
+            groups_committed=self.committer.groups,
+            turns_committed=self.committer.seals,
+            durable_ticket=self.committer.durable_ticket,
+            events_waiting=self._outbox.waiting,
+            events_delivered=self._outbox.delivered,
+            events_dropped=counters.events_dropped,
+            epoch=self.epoch,
+        )
+
+    async def storage_status(self) -> Mapping[str, int]:
+        """Return the sizes of the shard: bytes, rows, checkpoints."""
+        status = await self.driver.read(ReadStatus())
+        return {name: getattr(status, name) for name in status.__struct_fields__}
+
+    # -- what activations ask (activation.Surroundings) -----------------------------
+
+    def forget(self, activation: Activation) -> None:
+        """Let the next event start another activation."""
+        raw = activation.id.raw
+        if self._resident.get(raw) is activation:
+            del self._resident[raw]
+            self._last_tickets[raw] = activation.ticket
+
+    def alarm_changed(self, object_id: ObjectId, due_at_ms: int | None) -> None:
+        """Move the reminder; the change is durable."""
+        self._wheel.set(object_id, due_at_ms)
+
+    def alarm_owed(self, object_id: ObjectId, alarm: AlarmRow) -> None:
+        """Remember how to deliver an alarm again whose handler broke the activation."""
+        self._owed_alarms[object_id.raw] = alarm
+
+    def alarm_undelivered(self, object_id: ObjectId) -> None:
+        """Remind an object again whose alarm could not be delivered."""
+        owed = self._owed_alarms.get(object_id.raw)
+        delay_ms = self.settings.alarm_retry_base_ms
+        due_at_ms = self.clock.now_ms() + delay_ms if owed is None else owed.due_at_ms
+        self._wheel.remind(object_id, due_at_ms)
+
+    def take_owed_alarm(self, object_id: ObjectId) -> AlarmRow | None:
+        """Return what `alarm_owed` left."""
+        return self._owed_alarms.pop(object_id.raw, None)
+
+    def outbox_has_room(self) -> bool:
+        """Whether one more event may be emitted."""
+        return self._outbox.has_room
+
+    # -- inside ---------------------------------------------------------------------
+
+    def _namespace(self, cls: type[Any] | str) -> DurableObjectNamespace[Any]:
+        return (
+            self.namespace_by_name(cls) if isinstance(cls, str) else self.namespace(cls)
+        )
+
+    def _class(self, name: str) -> ClassInfo:
+        info = self._classes.get(name)
+        if info is None:
+            known = ", ".join(sorted(self._classes)) or "none"
+            raise ObjectError(f"no class is registered as {name!r}; known: {known}")
+        return info
+
+    def _check_use(self) -> None:
+        if not self._is_open:
+            if self.failure is not None:
+                raise self.failure
+            message = "the host is not open; use it inside `async with`"
+            raise HostClosedError(message)
+        if self.failure is not None:
+            raise self.failure
+        if asyncio.get_running_loop() is not self._loop:
+            message = (
+                "this host belongs to another event loop; use it in the loop that"
+                " opened it, or connect() to a daemon"
+            )
+            raise HostMisuseError(message)
+
+    def _activation(self, target: ObjectId, info: ClassInfo) -> Activation:
+        activation = self._resident.get(target.raw)
+        if activation is None:
+            activation = Activation(self, info, target)
+            self._resident[target.raw] = activation
+            activation.start(self._last_tickets.pop(target.raw, 0))
+        return activation
+
+    async def _answer(self, envelope: Envelope, activation: Activation) -> object:
+        sender = envelope.sender
+        if sender is None:
+            return await envelope.reply
+        waits_itself = asyncio.current_task() is sender.task
+        if waits_itself:
+            sender.awaits = activation
+        try:
+            return await envelope.reply
+        finally:
+            if waits_itself:
+                sender.awaits = None
+            sender.activation.adopt(envelope.reply_ticket)
+
+    def _fire_alarm(self, object_id: ObjectId, due_at_ms: int) -> None:
+        info = self._classes.get(object_id.namespace)
+        if info is None:
+            # Its class comes with a later register(), or is gone from the application.
+            self._parked_alarms.setdefault(object_id.namespace, {})[object_id] = (
+                due_at_ms
+            )
+            return
+        if self._is_open and self.failure is None:
+            self._activation(object_id, info).fire_alarm()
+
+    async def _due_alarms(
+        self, after_ms: int, until_ms: int, limit: int
+    ) -> list[tuple[ObjectId, int]]:
+        # What is not folded yet would be missed by the index.
+        await self.committer.fold()
+        found = await self.driver.read(ReadAlarms(after_ms, until_ms, limit))
+        return [
+            (ObjectId(alarm.object_class, alarm.id, alarm.name), alarm.due_at_ms)
+            for alarm in found
+        ]
+
+    def _storage_failed(self, error: StorageError, first_failed: int) -> None:
+        """Break every activation whose memory is ahead of the disk."""
+        is_full = isinstance(error, StorageFullError)
+        if not is_full:
+            self.failure = error
+            self.failed.set()
+        for activation in list(self._resident.values()):
+            if activation.ticket >= first_failed or not is_full:
+                activation.break_off(str(error), outcome="failed" if is_full else "unknown")
+
+    async def _settled(self, ticket: int) -> None:
+        try:
+            await self.committer.wait(ticket)
+        except StorageFailedError:
+            raise
+        except StorageError:
+            pass  # given up; what it wrote is not there
+
+    async def _some_activity(self) -> None:
+        """Return when something may have become idle."""
+        busy = [a for a in self._resident.values() if not a.is_idle]
+        waits = [task for activation in busy for task in activation.pending_tasks]
+        if waits:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        else:
+            # Only a commit is missing.
+            await self._settled(self.committer.last_ticket)
+            await asyncio.sleep(0)
+
+    def _plan_sweep(self) -> None:
+        idle_ms = self._config.objects.idle_ms
+        at_ms = self.clock.now_ms() + max(idle_ms // _SWEEP_PARTS, 1)
+        self._sweep_timer = self.clock.call_at(at_ms, self._sweep)
+
+    def _sweep(self) -> None:
+        """Let go of what has been idle for long, or of the oldest if memory is short."""
+        if not self._is_open:
+            return
+        objects, storage = self._config.objects, self._config.storage
+        idle_since = asyncio.get_running_loop().time() - objects.idle_ms / 1_000
+        idle = [a for a in self._resident.values() if a.is_idle]
+        too_many = len(self._resident) - objects.resident_max
+        too_large = (
+            sum(a.cached_bytes for a in self._resident.values())
+            - storage.cache_bytes_max
+        )
+        if too_many > 0 or too_large > 0:
+            idle.sort(key=lambda activation: activation.used_at)
+        for activation in idle:
+            if activation.used_at <= idle_since or too_many > 0 or too_large > 0:
+                too_many -= 1
+                too_large -= activation.cached_bytes
+                activation.evict()
+                del self._resident[activation.id.raw]
+        self._plan_sweep()
+
+
+def _settings(config: Config) -> ActivationSettings:
+    storage, objects, alarms = config.storage, config.objects, config.alarms
+    return ActivationSettings(
+        limits=KeyValueLimits(
+            key_bytes_max=storage.key_bytes_max,
+            value_bytes_max=storage.value_bytes_max,
+            batch_entries_max=storage.batch_entries_max,
+        ),
+        bounds=MailboxBounds(
+            events_max=objects.mailbox_events_max,
+            bytes_max=objects.mailbox_bytes_max,
+            age_ms_max=objects.mailbox_age_ms_max,
+        ),
+        constructor_timeout_ms=objects.constructor_timeout_ms,
+        alarm_retry_limit=alarms.retry_limit,
+        alarm_retry_base_ms=alarms.retry_base_ms,
+        reply_ttl_ms=storage.reply_ttl_ms,
+        replies_max=storage.replies_per_object_max,
+    )
+
+
+def _make_cursor(entry: ObjectEntry) -> str:
+    text = f"{entry.object_class}\x00{entry.id}\x00{entry.name or ''}"
+    return text.encode().hex()
+
+
+def _open_cursor(cursor: str | None) -> tuple[str, str, bytes] | None:
+    if cursor is None:
+        return None
+    try:
+        object_class, raw, name = bytes.fromhex(cursor).decode().split("\x00", 2)
+        return object_class, name, bytes.fromhex(raw)
+    except ValueError:
+        message = f"{cursor!r} is not a cursor; take it from the page before"
+        raise ValueError(message) from None
+

@@ -1,0 +1,144 @@
+"""The mailbox: the line of events that wait for one object.
+
+Promises
+    Events leave in the order they came.
+    The line is bounded in events, bytes and age; whoever meets a bound is told at once,
+    and nothing is put in the line.
+
+Does not know what an event does, nor when it may run: the activation takes the next one
+when its gates and its mode allow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MailboxBounds:
+    """How much may wait for one object. Ages are milliseconds of the event loop."""
+
+    events_max: int = 1_000
+    bytes_max: int = 16 * 1024 * 1024
+    age_ms_max: int = 10_000
+
+
+class Envelope:
+    """One event on its way to an object, and where its answer goes."""
+
+    __slots__ = (
+        "args",
+        "chain",
+        "error",
+        "function",
+        "is_internal",
+        "kwargs",
+        "label",
+        "queued_at",
+        "reply",
+        "reply_ticket",
+        "request_id",
+        "result",
+        "sender",
+        "size_bytes",
+        "ticket",
+    )
+
+    def __init__(
+        self,
+        label: str,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.label = label
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self.reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.reply_ticket = 0  # what the answer depends on, for a caller in this host
+        self.chain: tuple[int, ...] = ()  # deliveries that wait for this one
+        self.ticket = 0  # what the message itself depends on
+        self.sender: Any = None  # the delivery it came from, if any
+        self.request_id: str | None = None
+        self.size_bytes = 0
+        self.queued_at = 0.0  # loop time, seconds
+        self.is_internal = False  # an alarm: not shed, not counted
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def release(self, failure: BaseException | None) -> None:
+        """Give the sender its answer; or the failure of what the answer rested on."""
+        reply = self.reply
+        if reply.done():
+            return  # the sender has gone
+        error = failure or self.error
+        if error is not None:
+            reply.set_exception(error)
+        else:
+            reply.set_result(self.result)
+
+    def fail(self, error: BaseException) -> None:
+        """Give the sender an error instead of an answer."""
+        if not self.reply.done():
+            self.reply.set_exception(error)
+
+
+class Mailbox:
+    """A bounded first-in-first-out line of envelopes."""
+
+    __slots__ = ("_bounds", "_bytes", "_line")
+
+    def __init__(self, bounds: MailboxBounds) -> None:
+        self._bounds = bounds
+        # Most objects have an empty line most of the time, and a deque is large.
+        self._line: deque[Envelope] | None = None
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return 0 if self._line is None else len(self._line)
+
+    def __iter__(self) -> Iterator[Envelope]:
+        return iter(self._line or ())
+
+    def refusal(self, size_bytes: int, now: float) -> str | None:
+        """Return why one more event may not wait here, or None if it may."""
+        line, bounds = self._line, self._bounds
+        if not line:
+            return None
+        if len(line) >= bounds.events_max:
+            return f"{len(line)} events are waiting (at most {bounds.events_max})"
+        if self._bytes + size_bytes > bounds.bytes_max:
+            return f"{self._bytes} bytes are waiting (at most {bounds.bytes_max})"
+        age_ms = (now - line[0].queued_at) * 1_000
+        if age_ms > bounds.age_ms_max:
+            return f"the oldest event has waited {age_ms:.0f} ms"
+        return None
+
+    def put(self, envelope: Envelope, now: float) -> None:
+        """Add an envelope at the end of the line."""
+        if self._line is None:
+            self._line = deque()
+        envelope.queued_at = now
+        self._bytes += envelope.size_bytes
+        self._line.append(envelope)
+
+    def take(self) -> Envelope | None:
+        """Remove and return the oldest envelope whose sender still waits."""
+        line = self._line
+        while line:
+            envelope = line.popleft()
+            self._bytes -= envelope.size_bytes
+            if not envelope.reply.done():
+                return envelope
+        self._line = None
+        return None
+
+    def take_all(self) -> list[Envelope]:
+        """Empty the line and return what was in it."""
+        line, self._line, self._bytes = self._line, None, 0
+        return list(line or ())

@@ -1,0 +1,105 @@
+"""What is written: seals, gathered into the batch of one group commit.
+
+A seal is one turn's writes of one object, an atomic unit. A batch is the bytes of all
+seals of a group; as one row of the log it is on disk or it is not, so nothing here can
+be half done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from durable_actor.errors import DecodeError
+
+
+# Field names as they are stored: one letter, since every seal repeats them.
+_SHORT = {
+    "num": "o",
+    "keys": "k",
+    "cleared": "c",
+    "deleted": "d",
+    "row": "r",
+    "alarm": "a",
+    "events": "e",
+    "replies": "p",
+    "delivered": "x",
+}
+
+
+class AlarmRow(Struct, frozen=True, array_like=True):
+    """An object's alarm: when to fire, what it was set for, and what happened so far."""
+
+    due_at_ms: int
+    scheduled_at_ms: int
+    retries: int = 0  # all tries after the first, whatever ended them
+    counted: int = 0  # those that the handler is to blame for
+
+
+class ObjectRow(Struct, frozen=True, array_like=True):
+    """An object's line in the directory."""
+
+    id: bytes
+    object_class: str
+    name: str | None
+    created_at_ms: int
+    used_at_ms: int
+    attributes: dict[str, str] = {}
+
+
+class ReplyRow(Struct, frozen=True, array_like=True):
+    """The kept answer to one request identity."""
+
+    request_id: str
+    reply: bytes
+    expires_at_ms: int
+
+
+class EventRow(Struct, frozen=True, array_like=True):
+    """One event on its way to the sink of its class."""
+
+    seq: int  # place in the shard's outbox
+    id: bytes
+    object_class: str
+    data: bytes
+
+
+class Seal(Struct, omit_defaults=True, rename=_SHORT):
+    """One turn's writes of one object; all of it becomes durable, or nothing.
+
+    `cleared` comes before `keys`: what the object held is gone, then the keys follow.
+    A value of None deletes its key.
+    """
+
+    num: int
+    keys: dict[str, bytes | None] = {}
+    cleared: bool = False
+    deleted: bool = False  # the object itself goes, its directory line too
+    row: ObjectRow | None = None
+    alarm: AlarmRow | None | UnsetType = UNSET
+    events: list[EventRow] = []
+    replies: list[ReplyRow] = []
+    delivered: list[int] = []  # places in the outbox that have arrived
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[Seal])
+
+
+def encode_batch(seals: Sequence[Seal]) -> bytes:
+    """Return the bytes of one group."""
+    return _encoder.encode(seals)
+
+
+def decode_batch(batch: bytes) -> list[Seal]:
+    """Return the seals of one group.
+
+    Raises:
+        DecodeError: Not a batch; the log is damaged or of another format.
+    """
+    try:
+        return _decoder.decode(batch)
+    except msgspec.DecodeError as error:
+        message = f"a row of the log is not a batch: {error}"
+        raise DecodeError(message) from error

@@ -1,0 +1,391 @@
+"""The committer: tickets, group commit, and what is durable but not yet folded.
+
+Theory of operation
+    Every seal gets the next ticket. Seals gather in a group; a group becomes one row of
+    the log. If no commit is under way the group is flushed at the end of the turn;
+    otherwise it gathers until the acknowledgement comes. There is no timer, so a lone
+    caller waits for one commit and a thousand share one.
+
+    Groups commit one after the other, so "durable" is one number: every ticket up to
+    `durable_ticket` is on disk, except those of groups that failed.
+
+    What is durable but not folded stays here, newest value per key, so that an object
+    may leave memory at any time and be read back whole: table first, this on top. While
+    a fold runs there are two generations; the older one is dropped when it is done.
+
+Promises
+    A callback of `when_durable` runs once, in ticket order, after the sync.
+    If a group fails, so does every later seal that was made before the failure was
+    known, and `on_failure` hears of it, and of the first ticket that failed, before
+    anyone else does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+from msgspec import UNSET
+
+from durable_actor.errors import StorageError, StorageFailedError, StorageFullError
+from durable_actor.storage.batch import EventRow, Seal, encode_batch
+from durable_actor.storage.fold import ObjectChange
+from durable_actor.storage.ports import Group, Loaded, LoadObjects, ShardDriver
+
+Settled = Callable[[StorageError | None], None]
+
+_IDLE_FOLD_SECONDS = 0.05  # a pause this long is a good moment to fold
+_FULL_RETRY_SECONDS = 1.0
+
+log = structlog.get_logger("durable_actor.storage")
+
+
+class _Gathering:
+    """The seals of one group, and who waits for them."""
+
+    __slots__ = ("raw_ids", "seals", "settled")
+
+    def __init__(self) -> None:
+        self.seals: list[Seal] = []
+        self.raw_ids: list[bytes] = []
+        self.settled: list[Settled] = []
+
+
+class Committer:
+    """Makes seals durable, many at a time. One per shard."""
+
+    def __init__(
+        self,
+        driver: ShardDriver,
+        *,
+        on_failure: Callable[[StorageError, int], None],
+        on_events: Callable[[list[EventRow]], None] = lambda _: None,
+        log_bytes_max: int = 8 * 1024 * 1024,
+        group_rows_max: int = 256,
+    ) -> None:
+        self._driver = driver
+        self._on_failure = on_failure
+        self._on_events = on_events
+        self._log_bytes_max = log_bytes_max
+        self._group_rows_max = group_rows_max
+        self.last_ticket = driver.opened.last_ticket
+        self.durable_ticket = driver.opened.last_ticket
+        self._committed_ticket = driver.opened.last_ticket  # of the newest log row
+        self._last_num = driver.opened.last_num
+        self._last_event = driver.opened.last_event
+        self._gathering = _Gathering()
+        self._in_flight: asyncio.Task[None] | None = None
+        self._flush_planned = False
+        self._failed: list[tuple[int, int]] = []  # ticket ranges that never were
+        self.failure: StorageError | None = None
+        self.is_full = False
+        self._fresh: dict[bytes, ObjectChange] = {}
+        self._folding: dict[bytes, ObjectChange] = {}
+        self._log_bytes = 0
+        self._fold_task: asyncio.Task[None] | None = None
+        self._fold_timer: asyncio.TimerHandle | None = None
+        self._loading: list[tuple[bytes, asyncio.Future[Loaded]]] = []
+        self._load_tasks: set[asyncio.Task[None]] = set()
+        self.groups = 0
+        self.seals = 0
+
+    def new_num(self) -> int:
+        """Return a number that no object has had."""
+        self._last_num += 1
+        return self._last_num
+
+    def new_event(self) -> int:
+        """Return the next place in the outbox."""
+        self._last_event += 1
+        return self._last_event
+
+    def seal(self, seal: Seal, raw_id: bytes = b"") -> int:
+        """Take one turn's writes and return their ticket. Never suspends.
+
+        Args:
+            seal: The writes; not to be changed afterwards.
+            raw_id: The object's id, by which `load` and `pending` find it.
+
+        Raises:
+            StorageFailedError: The shard failed; nothing more is taken.
+        """
+        if self.failure is not None:
+            raise self.failure
+        self.last_ticket += 1
+        gathering = self._gathering
+        gathering.seals.append(seal)
+        gathering.raw_ids.append(raw_id)
+        if self._in_flight is None:
+            if len(gathering.seals) >= self._group_rows_max:
+                self._flush()
+            elif not self._flush_planned:
+                self._flush_planned = True
+                asyncio.get_running_loop().call_soon(self._flush)
+        return self.last_ticket
+
+    def when_durable(self, ticket: int, settled: Settled) -> None:
+        """Call `settled(None)` once the ticket is on disk, or with what failed."""
+        if ticket <= self.durable_ticket or self.failure is not None:
+            settled(self.failure_of(ticket))
+        elif self._is_in_flight(ticket):
+            self._in_flight_group.settled.append(settled)
+        else:
+            self._gathering.settled.append(settled)
+
+    async def wait(self, ticket: int) -> None:
+        """Return once the ticket is on disk.
+
+        Raises:
+            StorageError: It never will be.
+        """
+        if ticket <= self.durable_ticket and not self._failed:
+            return
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def settle(error: StorageError | None) -> None:
+            if done.done():
+                return
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        self.when_durable(ticket, settle)
+        await done
+
+    def failure_of(self, ticket: int) -> StorageError | None:
+        """Return why a ticket is not on disk, if it was given up."""
+        if ticket > self.durable_ticket:
+            return self.failure
+        for first, last in self._failed:
+            if first <= ticket <= last:
+                return StorageFullError("commit", "the disk was full")
+        return None
+
+    async def load(self, raw_id: bytes) -> Loaded:
+        """Return an object as it is now: the tables, and what is not folded on top.
+
+        Objects that are asked for in the same turn are read together.
+        """
+        answer: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+        if not self._loading:
+            asyncio.get_running_loop().call_soon(self._start_load)
+        self._loading.append((raw_id, answer))
+        return await answer
+
+    def pending(self, raw_id: bytes) -> ObjectChange | None:
+        """Return what is durable of an object but may not be in the tables yet."""
+        fresh, folding = self._fresh.get(raw_id), self._folding.get(raw_id)
+        if fresh is None or folding is None:
+            return fresh or folding
+        return folding.lay_over(fresh)
+
+    async def fold(self) -> None:
+        """Bring everything that is durable now into the tables."""
+        while self._fold_task is not None:
+            await asyncio.shield(self._fold_task)
+        if self._fresh or self._log_bytes:
+            self._start_fold()
+            assert self._fold_task is not None
+            await asyncio.shield(self._fold_task)
+
+    async def close(self) -> None:
+        """Commit what is sealed, fold, and close the shard."""
+        self._cancel_fold_timer()
+        while self._in_flight is not None or self._gathering.seals:
+            if self._in_flight is None:
+                self._flush()
+            if self._in_flight is not None:
+                await asyncio.wait([self._in_flight])
+        if self._fold_task is not None:
+            await asyncio.wait([self._fold_task])
+        self._cancel_fold_timer()
+        for task in list(self._load_tasks):
+            await asyncio.wait([task])
+        await self._driver.close()
+
+    async def drop(self) -> None:
+        """Stop without committing what is gathered, as a crash would."""
+        self._cancel_fold_timer()
+        self.failure = StorageFailedError("commit", "the store was dropped")
+        tasks = [*self._load_tasks]
+        tasks += [t for t in (self._in_flight, self._fold_task) if t is not None]
+        await self._driver.drop()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # -- commit ------------------------------------------------------------
+
+    def _flush(self) -> None:
+        self._flush_planned = False
+        group = self._gathering
+        if self._in_flight is not None or not group.seals or self.failure is not None:
+            return
+        self._gathering = _Gathering()
+        self._in_flight_group = group
+        self._in_flight_last = self.last_ticket
+        self._in_flight = asyncio.get_running_loop().create_task(
+            self._commit(group, self.last_ticket), name="commit"
+        )
+
+    async def _commit(self, group: _Gathering, last_ticket: int) -> None:
+        try:
+            batch = encode_batch(group.seals)
+            row = Group(self._committed_ticket + 1, last_ticket, batch)
+            await self._driver.commit(row)
+        except StorageError as error:
+            self._in_flight = None
+            self._give_up(group, error)
+            return
+        except BaseException as error:
+            self._in_flight = None
+            self._give_up(group, StorageFailedError("commit", repr(error)))
+            raise
+        self._in_flight = None
+        self.is_full = False
+        self.durable_ticket = last_ticket
+        self._committed_ticket = last_ticket
+        self.groups += 1
+        self.seals += len(group.seals)
+        self._log_bytes += len(batch)
+        self._remember(group)
+        # The next group may start before anyone hears of this one.
+        self._flush()
+        for settled in group.settled:
+            settled(None)
+        self._plan_fold()
+
+    def _is_in_flight(self, ticket: int) -> bool:
+        return self._in_flight is not None and ticket <= self._in_flight_last
+
+    def _give_up(self, group: _Gathering, error: StorageError) -> None:
+        """A commit failed: so do its seals and all that came after them."""
+        later, self._gathering = self._gathering, _Gathering()
+        first_failed = self.durable_ticket + 1
+        if isinstance(error, StorageFullError):
+            # The group is known not to be there. Its tickets are never used again.
+            self.is_full = True
+            self._failed.append((self.durable_ticket + 1, self.last_ticket))
+            self.durable_ticket = self.last_ticket
+        else:
+            self.failure = error
+        log.error("storage.commit_failed", operation=error.operation, error=str(error))
+        self._on_failure(error, first_failed)
+        for settled in (*group.settled, *later.settled):
+            settled(error)
+
+    # -- what is not folded --------------------------------------------------
+
+    def _remember(self, group: _Gathering) -> None:
+        fresh = self._fresh
+        for raw_id, seal in zip(group.raw_ids, group.seals, strict=True):
+            if seal.num:
+                change = fresh.get(raw_id)
+                if change is None:
+                    change = fresh[raw_id] = ObjectChange()
+                change.add(seal)
+            if seal.events:
+                self._on_events(seal.events)
+
+    def _plan_fold(self) -> None:
+        if self._fold_task is not None:
+            return
+        if self._log_bytes > self._log_bytes_max:
+            self._start_fold()
+        elif self._in_flight is None and self._fold_timer is None:
+            loop = asyncio.get_running_loop()
+            self._fold_timer = loop.call_later(_IDLE_FOLD_SECONDS, self._fold_if_idle)
+
+    def _fold_if_idle(self) -> None:
+        self._fold_timer = None
+        if self._fold_task is not None or self.failure is not None:
+            return
+        # If it is busy again, the last commit of that stretch plans the next look.
+        if self._in_flight is None:
+            self._start_fold()
+
+    def _cancel_fold_timer(self) -> None:
+        if self._fold_timer is not None:
+            self._fold_timer.cancel()
+            self._fold_timer = None
+
+    def _start_fold(self) -> None:
+        self._cancel_fold_timer()
+        # A fold that failed left its generation: it is folded again, below the new one.
+        for raw_id, change in self._fresh.items():
+            older = self._folding.get(raw_id)
+            self._folding[raw_id] = change if older is None else older.lay_over(change)
+        self._fresh = {}
+        folded_bytes = self._log_bytes
+        self._fold_task = asyncio.get_running_loop().create_task(
+            self._fold(folded_bytes), name="fold"
+        )
+
+    async def _fold(self, folded_bytes: int) -> None:
+        try:
+            await self._driver.fold()
+        except StorageFullError:
+            log.warning("storage.fold_postponed", reason="disk full")
+            self._fold_task = None
+            loop = asyncio.get_running_loop()
+            self._fold_timer = loop.call_later(_FULL_RETRY_SECONDS, self._fold_if_idle)
+            return
+        except StorageError as error:
+            self._fold_task = None
+            if self.failure is None:
+                self._give_up(_Gathering(), error)
+            return
+        self._log_bytes -= folded_bytes
+        self._folding = {}
+        self._fold_task = None
+        if self._fresh:
+            self._plan_fold()
+
+    # -- reading -------------------------------------------------------------
+
+    def _start_load(self) -> None:
+        asked, self._loading = self._loading, []
+        task = asyncio.get_running_loop().create_task(self._load(asked), name="load")
+        self._load_tasks.add(task)
+        task.add_done_callback(self._load_tasks.discard)
+
+    async def _load(self, asked: list[tuple[bytes, asyncio.Future[Loaded]]]) -> None:
+        # What is pending now may be folded, and forgotten here, before the answer
+        # comes; so it is kept and laid over the answer.
+        before = [self.pending(raw) for raw, _ in asked]
+        try:
+            found = await self._driver.read(LoadObjects([raw for raw, _ in asked]))
+        except Exception as error:
+            for _, answer in asked:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        for (raw, answer), loaded, earlier in zip(asked, found, before, strict=True):
+            if not answer.done():
+                answer.set_result(_overlay(loaded, earlier, self.pending(raw)))
+
+
+def _overlay(loaded: Loaded, *changes: ObjectChange | None) -> Loaded:
+    """Return an object as the tables had it with later changes on top."""
+    num, row, alarm = loaded.num, loaded.row, loaded.alarm
+    complete, keys, damage = loaded.complete, loaded.keys, loaded.damage
+    for change in changes:
+        if change is None:
+            continue
+        if change.deleted:
+            num, row, alarm, damage = 0, None, None, None
+        if change.cleared:
+            complete, keys = True, {}
+        for key, value in change.keys.items():
+            if value is None:
+                keys.pop(key, None)
+            else:
+                keys[key] = value
+        if change.row is not None:
+            num, row = change.num, change.row
+        if change.alarm is not UNSET:
+            alarm = change.alarm
+    return Loaded(
+        num=num, row=row, alarm=alarm, complete=complete, keys=keys, damage=damage
+    )

@@ -1,0 +1,112 @@
+"""What proves that the disk still holds what was written, and that we own it.
+
+Checksums sit beside every stored value and every row of the log. The data directory has
+one owner at a time: a lock file, held with `flock` for the life of the process, never
+unlinked (RELIABILITY F7, G10).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from zlib import crc32
+
+from durable_actor.errors import ConfigError, DataDirectoryInUseError
+
+LOCK_NAME = "lock"
+_LOCK_PATIENCE_SECONDS = 0.8  # a dying owner's storage process lets go within this
+_LOCK_POLL_SECONDS = 0.02
+
+
+def value_crc(key: str, value: bytes) -> int:
+    """Return the checksum of one stored key and its value."""
+    return crc32(value, crc32(key.encode()))
+
+
+def row_crc(first_ticket: int, last_ticket: int, batch: bytes) -> int:
+    """Return the checksum of one row of the log."""
+    return crc32(batch, first_ticket * 31 + last_ticket & 0xFFFFFFFF)
+
+
+class DirectoryLock:
+    """The exclusive right to a data directory, for as long as `fd` is open."""
+
+    def __init__(self, directory: Path) -> None:
+        """Take the lock, waiting a moment for an owner that is just going.
+
+        Blocks for up to 0.8 seconds, so call it from a thread.
+
+        Raises:
+            DataDirectoryInUseError: Another process holds it.
+        """
+        self.path = directory / LOCK_NAME
+        give_up_at = time.monotonic() + _LOCK_PATIENCE_SECONDS
+        while True:
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if self._try():
+                break
+            holder = os.pread(self.fd, 200, 0).decode(errors="replace").strip()
+            os.close(self.fd)
+            if time.monotonic() >= give_up_at:
+                raise DataDirectoryInUseError(
+                    str(directory), holder or "another process"
+                )
+            time.sleep(_LOCK_POLL_SECONDS)
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, f"process {os.getpid()}\n".encode(), 0)
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        # Whoever replaced the file meanwhile would lock another inode than ours.
+        try:
+            return os.stat(self.path).st_ino == os.fstat(self.fd).st_ino
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Let the next owner in."""
+        os.close(self.fd)
+
+
+def prepare_directory(directory: Path) -> None:
+    """Create the data directory if it is absent, and make its name durable.
+
+    Raises:
+        ConfigError: Not a directory, a symbolic link, of another user, or writable for
+            others.
+    """
+    if not directory.exists():
+        directory.mkdir(parents=True, mode=0o700)
+        os.chmod(directory, 0o700)
+        for folder in (directory, directory.parent):
+            sync_directory(folder)
+    status = directory.stat()
+    if not directory.is_dir():
+        message = f"the data directory {directory} is not a directory"
+        raise ConfigError(message)
+    if status.st_uid != os.geteuid():
+        message = (
+            f"the data directory {directory} belongs to user {status.st_uid};"
+            f" run as that user, or change its owner to {os.geteuid()}"
+        )
+        raise ConfigError(message)
+    if status.st_mode & 0o022:
+        message = (
+            f"the data directory {directory} is writable for others"
+            f" (mode {status.st_mode & 0o777:o}); run chmod 700 on it"
+        )
+        raise ConfigError(message)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,425 @@
+"""The overlay: one object's view of its storage, in memory.
+
+Theory of operation
+    Reads are answered from a cache of encoded values, filled when the object is
+    activated: all of a small object, so that absent keys are known too. Writes go to the
+    cache at once and are noted as unsealed. At the end of the turn `seal` hands all of
+    them to the committer as one unit and returns its ticket.
+
+    A transaction is a stretch in which nothing is sealed, with a record of what each
+    key was before; rolling back puts it back.
+
+    A large object is cached in part. What was written and is not durable yet always
+    stays; the rest may be dropped and read again.
+
+Promises
+    Writes made without an await between them are in one seal.
+    What was sealed is never changed afterwards.
+
+Does not know about gates, tasks or user code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import UNSET, UnsetType
+
+from durable_actor.errors import ObjectResetError, StorageError
+from durable_actor.ids import ObjectId
+from durable_actor.storage.batch import (
+    AlarmRow,
+    EventRow,
+    ObjectRow,
+    ReplyRow,
+    Seal,
+)
+from durable_actor.storage.committer import Committer
+from durable_actor.storage.ports import Loaded
+
+_ABSENT: Literal[False] = False  # in a rollback record: the cache did not know the key
+PARTIAL_CACHE_BYTES_MAX = 1024 * 1024  # a large object keeps about this much in memory
+
+
+class Overlay:
+    """One object's cache and unsealed writes."""
+
+    __slots__ = (
+        "_alarm",
+        "_alarm_running",
+        "_alarm_unsealed",
+        "_attributes",
+        "_cache",
+        "_cleared",
+        "_committer",
+        "_events",
+        "_id",
+        "_object_class",
+        "_order",
+        "_replies",
+        "_row",
+        "_row_unsealed",
+        "_transactions",
+        "_undo",
+        "_unsealed",
+        "alarm_ticket",
+        "complete",
+        "num",
+        "reset",
+        "size_bytes",
+        "ticket",
+    )
+
+    def __init__(
+        self, committer: Committer, object_id: ObjectId, object_class: str, loaded: Loaded
+    ) -> None:
+        self._committer = committer
+        self._id = object_id
+        self._object_class = object_class
+        self.num = loaded.num
+        self._row = loaded.row
+        self._row_unsealed = True  # the first seal of an activation notes its use
+        self._attributes: dict[str, str] | None = None
+        # None as a value: the key is known to be absent (only while not complete).
+        self._cache: dict[str, bytes | None] = dict(loaded.keys)
+        self.complete = loaded.complete
+        self.size_bytes = sum(
+            len(key) + len(value) for key, value in loaded.keys.items()
+        )
+        self._order: list[str] | None = None
+        self._unsealed: dict[str, bytes | None] | None = None
+        self._cleared = False
+        self._alarm = loaded.alarm
+        self._alarm_unsealed = False
+        self._alarm_running: AlarmRow | None = None
+        self._events: list[bytes] | None = None
+        self._replies: list[ReplyRow] | None = None
+        self._undo: list[_Undo] | None = None
+        self._transactions: asyncio.Lock | None = None
+        self.ticket = 0  # of the last seal of this activation
+        self.alarm_ticket = 0  # of the last one that changed the alarm
+        self.reset: ObjectResetError | None = None  # why nothing works any more
+
+    # -- keys ---------------------------------------------------------------
+
+    def lookup(self, key: str) -> bytes | None | UnsetType:
+        """Return a key's bytes, None if it is absent, UNSET if the disk must say."""
+        if self.reset is not None:
+            raise self.reset
+        value = self._cache.get(key, UNSET)
+        if value is UNSET and self.complete:
+            return None
+        return value
+
+    def put(self, key: str, value: bytes) -> None:
+        """Write a key. The bytes belong to the overlay from now on."""
+        old = self._note(key)
+        if old:
+            self.size_bytes += len(value) - len(old)
+        else:
+            self.size_bytes += len(key) + len(value)
+            self._order = None
+        self._cache[key] = value
+        self._unsealed[key] = value  # type: ignore[index]  # _note made it
+
+    def delete(self, key: str) -> None:
+        """Delete a key, whether it is there or not."""
+        old = self._note(key)
+        if old:
+            self.size_bytes -= len(key) + len(old)
+            self._order = None
+        if self.complete:
+            self._cache.pop(key, None)
+        else:
+            self._cache[key] = None
+        self._unsealed[key] = None  # type: ignore[index]  # _note made it
+
+    def delete_all(self) -> None:
+        """Delete every key and the alarm."""
+        if self.reset is not None:
+            raise self.reset
+        if self._undo:
+            detail = "not possible inside a transaction; delete the keys instead"
+            raise StorageError("delete_all", detail)
+        self._cache = {}
+        self._order = None
+        self.complete = True
+        self.size_bytes = 0
+        self._unsealed = {}
+        self._cleared = True
+        self.set_alarm(None)
+
+    def keys_between(self, start: str, end: str | None) -> list[str]:
+        """Return the known keys in [start, end), in order; all, if complete."""
+        if self.reset is not None:
+            raise self.reset
+        if self._order is None:
+            self._order = sorted(self._cache)
+        low = bisect_left(self._order, start) if start else 0
+        high = len(self._order) if end is None else bisect_left(self._order, end)
+        return self._order[low:high]
+
+    def known(self, key: str) -> bytes | None:
+        """Return what the cache has for a key of `keys_between`."""
+        return self._cache.get(key)
+
+    def remember(self, found: Mapping[str, bytes | None]) -> None:
+        """Take in what the disk said, unless something newer is known already."""
+        for key, value in found.items():
+            if key not in self._cache:
+                self._cache[key] = value
+                self._order = None
+                self.size_bytes += len(key) + len(value or b"")
+
+    def shrink(self) -> None:
+        """Forget what can be read again, if a partly cached object grew large."""
+        durable = self.ticket <= self._committer.durable_ticket
+        if (
+            not self.complete
+            and self.size_bytes > PARTIAL_CACHE_BYTES_MAX
+            and durable
+            and self._unsealed is None
+        ):
+            self._cache = {}
+            self._order = None
+            self.size_bytes = 0
+
+    # -- alarm --------------------------------------------------------------
+
+    @property
+    def alarm(self) -> AlarmRow | None:
+        """The alarm as the object sees it; None while its handler runs."""
+        if self._alarm_running is not None and self._alarm is self._alarm_running:
+            return None
+        return self._alarm
+
+    @property
+    def stored_alarm(self) -> AlarmRow | None:
+        """The alarm as the disk has it, or will have after this turn."""
+        return self._alarm
+
+    def set_alarm(self, alarm: AlarmRow | None) -> None:
+        """Set, move or drop the alarm."""
+        if self.reset is not None:
+            raise self.reset
+        self._remember_alarm()
+        self._alarm = alarm
+        self._alarm_unsealed = True
+        # An alarm that was dropped in its own handler is gone for good.
+        if self._alarm_running is not None:
+            self._alarm_running = _HANDLED
+
+    def begin_alarm(self) -> AlarmRow | None:
+        """Hide the alarm while its handler runs; the disk keeps it until it is done."""
+        self._alarm_running = self._alarm
+        return self._alarm
+
+    @property
+    def running_alarm(self) -> AlarmRow | None:
+        """The alarm whose handler runs, unless the handler decided about it."""
+        return None if self._alarm_running is _HANDLED else self._alarm_running
+
+    def end_alarm(self, retry: AlarmRow | None) -> None:
+        """Drop the alarm that was handled, or keep it for a retry.
+
+        Does nothing if the handler set or deleted the alarm itself.
+        """
+        running, self._alarm_running = self._alarm_running, None
+        if running is not _HANDLED:
+            self.set_alarm(retry)
+
+    # -- the rest of what an object has --------------------------------------
+
+    def set_attributes(self, attributes: Mapping[str, str]) -> None:
+        """Replace what the object publishes in the directory."""
+        if self.reset is not None:
+            raise self.reset
+        self._attributes = dict(attributes)
+        self._row_unsealed = True
+
+    def emit(self, event: bytes) -> None:
+        """Put an event in the outbox."""
+        if self.reset is not None:
+            raise self.reset
+        if self._events is None:
+            self._events = []
+        self._events.append(event)
+
+    def keep_reply(self, reply: ReplyRow) -> None:
+        """Keep a reply, in the seal of the turn that made it."""
+        if self._replies is None:
+            self._replies = []
+        self._replies.append(reply)
+
+    # -- turns and transactions ----------------------------------------------
+
+    @property
+    def is_unsealed(self) -> bool:
+        """Whether something was written that has no ticket yet."""
+        return (
+            self._unsealed is not None
+            or self._alarm_unsealed
+            or self._attributes is not None
+            or self._events is not None
+            or self._replies is not None
+        )
+
+    def seal(self, now_ms: int) -> int:
+        """End the turn: hand its writes over as one unit; return the last ticket.
+
+        Not async, so that nothing runs between the writes and their ticket.
+        """
+        if not self.is_unsealed or self._undo or self.reset is not None:
+            return self.ticket
+        committer = self._committer
+        if not self.num:
+            self.num = committer.new_num()
+        seal = Seal(num=self.num)
+        if self._unsealed is not None:
+            seal.keys, self._unsealed = self._unsealed, None
+            seal.cleared, self._cleared = self._cleared, False
+        if self._alarm_unsealed:
+            seal.alarm, self._alarm_unsealed = self._alarm, False
+            self.alarm_ticket = committer.last_ticket + 1
+        if self._events is not None:
+            seal.events = [
+                EventRow(committer.new_event(), self._id.raw, self._object_class, data)
+                for data in self._events
+            ]
+            self._events = None
+        if self._replies is not None:
+            seal.replies, self._replies = self._replies, None
+        if self._row_unsealed:
+            seal.row = self._next_row(now_ms)
+        self.ticket = committer.seal(seal, self._id.raw)
+        return self.ticket
+
+    def transaction_lock(self) -> asyncio.Lock:
+        """Return what lets outermost transactions run one after the other."""
+        if self._transactions is None:
+            self._transactions = asyncio.Lock()
+        return self._transactions
+
+    def begin(self) -> None:
+        """Begin a transaction; sealing stops until its end. May be nested."""
+        if self._undo is None:
+            self._undo = []
+        self._undo.append(_Undo(self._events))
+
+    def commit(self) -> None:
+        """End the innermost transaction and keep its writes."""
+        assert self._undo, "commit without begin"
+        undo = self._undo.pop()
+        if self._undo:
+            outer = self._undo[-1]
+            outer.cache = {**undo.cache, **outer.cache}
+            outer.unsealed = {**undo.unsealed, **outer.unsealed}
+            if outer.alarm is UNSET:
+                outer.alarm = undo.alarm
+        else:
+            self._undo = None
+
+    def rollback(self) -> None:
+        """End the innermost transaction and put everything back."""
+        assert self._undo, "rollback without begin"
+        undo = self._undo.pop()
+        self._undo = self._undo or None
+        for key, old in undo.cache.items():
+            now = self._cache.get(key)
+            self.size_bytes -= len(key) + len(now) if now is not None else 0
+            if old is _ABSENT:
+                self._cache.pop(key, None)
+            else:
+                assert old is not True
+                self._cache[key] = old
+                self.size_bytes += len(key) + len(old) if old is not None else 0
+        if self._unsealed is not None:
+            for key, was in undo.unsealed.items():
+                if was is _ABSENT:
+                    self._unsealed.pop(key, None)
+                else:
+                    assert was is not True
+                    self._unsealed[key] = was
+            if not self._unsealed and not self._cleared:
+                self._unsealed = None
+        if undo.alarm is not UNSET:
+            self._alarm, self._alarm_unsealed, self._alarm_running = undo.alarm
+        self._events = undo.events
+        self._order = None
+
+    def break_off(self, reset: ObjectResetError) -> None:
+        """Forget what is not sealed and refuse everything from now on."""
+        self.reset = reset
+        self._unsealed = self._events = self._replies = self._attributes = None
+        self._alarm_unsealed = False
+        self._undo = None
+
+    def _note(self, key: str) -> bytes | None:
+        """Prepare a write of `key`; return its old bytes, as far as known."""
+        if self.reset is not None:
+            raise self.reset
+        if self._unsealed is None:
+            self._unsealed = {}
+        old = self._cache.get(key, _ABSENT)
+        if self._undo:
+            undo = self._undo[-1]
+            if key not in undo.cache:
+                undo.cache[key] = old
+                undo.unsealed[key] = self._unsealed.get(key, _ABSENT)
+        return old or None
+
+    def _remember_alarm(self) -> None:
+        if self._undo and self._undo[-1].alarm is UNSET:
+            self._undo[-1].alarm = (
+                self._alarm,
+                self._alarm_unsealed,
+                self._alarm_running,
+            )
+
+    def _next_row(self, now_ms: int) -> ObjectRow:
+        self._row_unsealed = False
+        old = self._row
+        attributes = self._attributes
+        if attributes is None:
+            attributes = old.attributes if old is not None else {}
+        self._attributes = None
+        self._row = ObjectRow(
+            id=self._id.raw,
+            object_class=self._object_class,
+            name=self._id.name,
+            created_at_ms=now_ms if old is None else old.created_at_ms,
+            used_at_ms=now_ms,
+            attributes=attributes,
+        )
+        return self._row
+
+
+_HANDLED = AlarmRow(0, 0)  # the handler decided about the alarm itself
+_Before = bytes | Literal[False] | None
+
+
+class _Undo:
+    """What a transaction has to put back."""
+
+    __slots__ = ("alarm", "cache", "events", "unsealed")
+
+    def __init__(self, events: list[bytes] | None) -> None:
+        self.cache: dict[str, _Before] = {}
+        self.unsealed: dict[str, _Before] = {}
+        self.alarm: tuple[AlarmRow | None, bool, AlarmRow | None] | UnsetType = UNSET
+        self.events = None if events is None else list(events)
+
+
+async def settle(committer: Committer, ticket: int) -> None:
+    """Return once a ticket is durable or has failed; for whoever starts afresh."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settled(_: StorageError | None) -> None:
+        if not done.done():
+            done.set_result(None)
+
+    committer.when_durable(ticket, settled)
+    await done

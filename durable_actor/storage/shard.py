@@ -1,0 +1,503 @@
+"""A shard: one database file, the only connection to it, and how it is opened.
+
+Promises
+    `commit` returns after the group's row of the log is synced; if it raises, the group
+    is not in the log (disk full) or nothing more is acknowledged (anything else).
+    Opening finds every committed group, or says that something is missing.
+
+Theory of operation
+    One connection, in exclusive mode and WAL with `synchronous=FULL`, opened in that
+    order: exclusive mode before the first access keeps the index of the WAL in memory,
+    survives a full disk, and makes a second opener fail (RELIABILITY F2 to F4). A commit
+    is one INSERT of one row. The tables are folded from the log between commits; a write
+    lock keeps a commit from falling into the middle of a fold's transaction. Checkpoints
+    are ours, between groups, and their result is checked.
+
+The only module that knows aiosqlite.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import aiosqlite
+import msgspec
+
+from durable_actor.errors import (
+    ConfigError,
+    CorruptionError,
+    DataDirectoryInUseError,
+    FormatTooNewError,
+    StorageFailedError,
+    StorageFullError,
+)
+from durable_actor.failpoints import failpoint
+from durable_actor.storage import fold
+from durable_actor.storage.batch import AlarmRow, EventRow, ObjectRow, ReplyRow
+from durable_actor.storage.integrity import row_crc, value_crc
+from durable_actor.storage.ports import (
+    DirectoryEntry,
+    DueAlarm,
+    ExpireReplies,
+    Group,
+    Loaded,
+    LoadObjects,
+    Opened,
+    Query,
+    ReadAlarms,
+    ReadDirectory,
+    ReadKeys,
+    ReadOutbox,
+    ReadRange,
+    ReadReplies,
+    ReadStatus,
+    ShardOptions,
+    ShardStatus,
+)
+from durable_actor.storage.schema import CREATE, FORMAT
+
+A = TypeVar("A")
+Rows = list[Any]
+
+HYDRATE_KEYS_MAX = 512  # an object with more keys loads on demand
+HYDRATE_VALUE_BYTES_MAX = 16 * 1024  # so does one with a larger value
+_LOAD_OBJECTS_MAX = 100  # objects to a statement; SQLite joins at most 500 selects
+_PAGE_BYTES = 4096
+
+
+class Shard:
+    """One open shard file. Made by `Shard.open`."""
+
+    def __init__(self, connection: aiosqlite.Connection, options: ShardOptions) -> None:
+        self._db = connection
+        self._options = options
+        self._write = asyncio.Lock()
+        # Invariant: the batches of all rows of the log, oldest first.
+        self._unfolded: list[bytes] = []
+        self._seq = 0
+        self._last_ticket = 0
+        self._last_num = 0
+        self._last_event = 0
+        self._wal_bytes = 0  # an estimate of what the next checkpoint has to copy
+        self._checkpoints = 0
+        self._folds = 0
+        self.opened = Opened(
+            epoch=0, last_ticket=0, last_num=0, last_event=0, events_waiting=0
+        )
+
+    @classmethod
+    async def open(cls, options: ShardOptions) -> Shard:
+        """Open or create the file, fold what its log still holds, count the epoch.
+
+        Raises:
+            DataDirectoryInUseError: Another connection holds the file.
+            FormatTooNewError: Written by a later release; untouched.
+            StorageFailedError: Damaged, or an I/O error.
+        """
+        uri = options.uri or Path(options.path).absolute().as_uri()
+        connection = await aiosqlite.connect(
+            uri, uri=True, isolation_level=None, timeout=0
+        )
+        shard = cls(connection, options)
+        try:
+            await shard._prepare()
+        except sqlite3.OperationalError as error:
+            await connection.close()
+            if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise DataDirectoryInUseError(
+                    options.path, "another connection"
+                ) from error
+            raise _translate("open", error) from error
+        except sqlite3.Error as error:
+            await connection.close()
+            raise _translate("open", error) from error
+        except BaseException:
+            await connection.close()
+            raise
+        return shard
+
+    async def commit(self, group: Group) -> None:
+        """Append the group to the log and sync; see `ShardDriver.commit`."""
+        crc = row_crc(group.first_ticket, group.last_ticket, group.batch)
+        async with self._write:
+            failpoint("commit.before")
+            try:
+                await self._db.execute_fetchall(
+                    "INSERT INTO log VALUES (?, ?, ?, ?, ?)",
+                    (
+                        self._seq + 1,
+                        group.first_ticket,
+                        group.last_ticket,
+                        group.batch,
+                        crc,
+                    ),
+                )
+            except sqlite3.Error as error:
+                raise _translate("commit", error) from error
+            failpoint("commit.after")
+            self._seq += 1
+            self._last_ticket = group.last_ticket
+            self._unfolded.append(group.batch)
+            self._wal_bytes += len(group.batch) + 3 * _PAGE_BYTES
+        if self._wal_bytes > self._options.wal_bytes_max:
+            await self._checkpoint()
+
+    async def fold(self) -> None:
+        """Bring every group committed so far into the tables, in bounded chunks."""
+        batches = list(self._unfolded)
+        if not batches:
+            return
+        last_seq, last_ticket = self._seq, self._last_ticket
+        merged = fold.merge(batches)
+        # Numbers are never used twice, not even after their object is deleted.
+        self._last_num = max(self._last_num, *merged.objects, 0)
+        self._last_event = max(self._last_event, *(e.seq for e in merged.events), 0)
+        for statements in fold.chunks(merged):
+            await self._transact(statements)
+            failpoint("fold.chunk")
+        await self._transact(
+            [
+                ("DELETE FROM log WHERE seq <= ?", [last_seq]),
+                (
+                    "INSERT OR REPLACE INTO meta VALUES ('folded_seq', ?),"
+                    " ('folded_ticket', ?), ('last_num', ?), ('last_event', ?)",
+                    [last_seq, last_ticket, self._last_num, self._last_event],
+                ),
+            ]
+        )
+        del self._unfolded[: len(batches)]
+        self._folds += 1
+        if self._wal_bytes > self._options.wal_grow_bytes:
+            await self._checkpoint()
+
+    async def read(self, query: Query[A]) -> A:
+        """Answer a question from the tables."""
+        try:
+            return cast("A", await self._answer(query))
+        except sqlite3.Error as error:
+            raise _translate("read", error) from error
+
+    async def close(self) -> None:
+        """Fold, checkpoint and close. The file then needs nothing beside it."""
+        try:
+            await self.fold()
+            await self._checkpoint()
+        finally:
+            await self._db.close()
+
+    async def drop(self) -> None:
+        """Close without folding, as after a failure."""
+        await self._db.close()
+
+    async def _prepare(self) -> None:
+        await self._all("PRAGMA locking_mode=EXCLUSIVE")
+        mode = (await self._all("PRAGMA journal_mode=WAL"))[0][0]
+        if mode not in ("wal", "memory"):
+            message = f"{self._options.path}: the file system refuses WAL mode ({mode})"
+            raise ConfigError(message)
+        await self._all(f"PRAGMA synchronous={self._options.synchronous}")
+        await self._all("PRAGMA wal_autocheckpoint=0")
+        await self._all("PRAGMA temp_store=MEMORY")
+        await self._all("PRAGMA mmap_size=0")
+        # Some builds overwrite what is deleted; FAST does so only where it is free.
+        await self._all("PRAGMA secure_delete=FAST")
+        await self._check_format()
+        for statement in CREATE:
+            await self._all(statement)
+        await self._replay()
+        epoch = await self._meta("epoch") + 1
+        await self._all(
+            "INSERT OR REPLACE INTO meta VALUES ('epoch', ?), ('format', ?)",
+            [epoch, FORMAT],
+        )
+        await self._grow_wal()
+        waiting = await self._all("SELECT count(*) FROM outbox")
+        self.opened = Opened(
+            epoch=epoch,
+            last_ticket=self._last_ticket,
+            last_num=self._last_num,
+            last_event=self._last_event,
+            events_waiting=waiting[0][0],
+        )
+
+    async def _check_format(self) -> None:
+        tables = await self._all(
+            "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'meta'"
+        )
+        found = await self._meta("format") if tables[0][0] else FORMAT
+        if found > FORMAT:
+            message = (
+                f"{self._options.path} has format {found}, this release reads up to"
+                f" {FORMAT}. Use the release that wrote it; nothing was changed."
+            )
+            raise FormatTooNewError(message)
+
+    async def _replay(self) -> None:
+        """Check the log from end to end and fold it."""
+        self._seq = await self._meta("folded_seq")
+        self._last_ticket = await self._meta("folded_ticket")
+        self._last_num = await self._meta("last_num")
+        self._last_event = await self._meta("last_event")
+        rows = await self._all(
+            "SELECT seq, first_ticket, last_ticket, batch, crc FROM log ORDER BY seq"
+        )
+        for seq, first_ticket, last_ticket, batch, crc in rows:
+            whole = (
+                seq == self._seq + 1
+                and first_ticket == self._last_ticket + 1
+                and crc == row_crc(first_ticket, last_ticket, batch)
+            )
+            if not whole:
+                message = (
+                    f"{self._options.path}: row {seq} of the log is damaged or does"
+                    f" not follow row {self._seq} (ticket {self._last_ticket})."
+                    " Restore a backup; nothing was changed."
+                )
+                raise StorageFailedError("open", message)
+            self._seq, self._last_ticket = seq, last_ticket
+            self._unfolded.append(batch)
+        await self.fold()
+
+    async def _grow_wal(self) -> None:
+        """Write the WAL once up to its working size; it is reused from then on.
+
+        A commit into an allocated WAL is about twice as fast as into a growing one.
+        """
+        if self._options.wal_grow_bytes:
+            await self._all(
+                "INSERT INTO log VALUES (-1, 0, 0, zeroblob(?), 0)",
+                [self._options.wal_grow_bytes],
+            )
+            await self._all("DELETE FROM log WHERE seq = -1")
+        await self._checkpoint()
+
+    async def _checkpoint(self) -> None:
+        async with self._write:
+            rows = await self._all("PRAGMA wal_checkpoint(PASSIVE)")
+            busy, frames, copied = rows[0]
+            if busy or frames != copied:
+                detail = f"{copied} of {frames} pages were copied (busy: {busy})"
+                raise StorageFailedError("checkpoint", detail)
+            self._wal_bytes = 0
+            self._checkpoints += 1
+
+    async def _transact(self, statements: list[fold.Statement]) -> None:
+        async with self._write:
+            try:
+                await self._all("BEGIN IMMEDIATE")
+                for sql, parameters in statements:
+                    await self._all(sql, parameters)
+                    self._wal_bytes += _PAGE_BYTES * (2 + len(parameters) // 8)
+                await self._all("COMMIT")
+            except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    await self._all("ROLLBACK")
+                raise _translate("fold", error) from error
+
+    async def _all(self, sql: str, parameters: list[Any] | None = None) -> Rows:
+        return cast("Rows", await self._db.execute_fetchall(sql, parameters or ()))
+
+    async def _meta(self, key: str) -> int:
+        rows = await self._all("SELECT value FROM meta WHERE key = ?", [key])
+        return int(rows[0][0]) if rows else 0
+
+    async def _answer(self, query: Query[A]) -> object:  # noqa: PLR0911  # a table of questions
+        match query:
+            case LoadObjects(ids=ids):
+                return await self._load(ids)
+            case ReadKeys(num=num, keys=keys):
+                return await self._keys(num, keys)
+            case ReadRange():
+                return await self._range(query)
+            case ReadAlarms(after_ms=after_ms, until_ms=until_ms, limit=limit):
+                rows = await self._all(
+                    "SELECT a.object, o.id, o.class, o.name, a.due_at_ms FROM alarm a"
+                    " JOIN object o ON o.num = a.object WHERE a.due_at_ms > ?"
+                    " AND a.due_at_ms <= ? ORDER BY a.due_at_ms, a.object LIMIT ?",
+                    [after_ms, until_ms, limit],
+                )
+                return [DueAlarm(*row) for row in rows]
+            case ReadDirectory():
+                return await self._directory(query)
+            case ReadOutbox(after=after, limit=limit):
+                rows = await self._all(
+                    "SELECT seq, id, class, event FROM outbox WHERE seq > ?"
+                    " ORDER BY seq LIMIT ?",
+                    [after, limit],
+                )
+                return [EventRow(*row) for row in rows]
+            case ReadReplies(num=num):
+                rows = await self._all(
+                    "SELECT request, reply, expires_at_ms FROM reply WHERE object = ?"
+                    " ORDER BY expires_at_ms",
+                    [num],
+                )
+                return [ReplyRow(*row) for row in rows]
+            case ExpireReplies(now_ms=now_ms):
+                async with self._write:
+                    return len(
+                        await self._all(
+                            "DELETE FROM reply WHERE expires_at_ms <= ? RETURNING 1",
+                            [now_ms],
+                        )
+                    )
+            case ReadStatus():
+                return await self._status()
+            case _:
+                message = f"unknown query {query!r}"
+                raise TypeError(message)
+
+    async def _load(self, ids: list[bytes]) -> list[Loaded]:
+        found: dict[bytes, Loaded] = {}
+        for start in range(0, len(ids), _LOAD_OBJECTS_MAX):
+            found |= await self._load_some(ids[start : start + _LOAD_OBJECTS_MAX])
+        return [found.get(raw) or Loaded() for raw in ids]
+
+    async def _load_some(self, ids: list[bytes]) -> dict[bytes, Loaded]:
+        marks = ",".join("?" * len(ids))
+        heads = await self._all(
+            "SELECT o.num, o.id, o.class, o.name, o.created_at_ms, o.used_at_ms,"
+            " o.attributes, a.due_at_ms, a.scheduled_at_ms, a.retries, a.counted"
+            f" FROM object o LEFT JOIN alarm a ON a.object = o.num"
+            f" WHERE o.id IN ({marks})",
+            [*ids],
+        )
+        if not heads:
+            return {}
+        # One statement for all: each object's first keys, and one more to see whether
+        # there are more. A large value comes back as NULL and is read when asked for.
+        one = (
+            "SELECT * FROM (SELECT object, key, CASE WHEN length(value) <="
+            f" {HYDRATE_VALUE_BYTES_MAX} THEN value END, crc FROM kv WHERE object = ?"
+            f" ORDER BY key LIMIT {HYDRATE_KEYS_MAX + 1})"
+        )
+        rows = await self._all(
+            " UNION ALL ".join([one] * len(heads)), [head[0] for head in heads]
+        )
+        keys: dict[int, list[tuple[str, bytes | None, int]]] = {}
+        for num, key, value, crc in rows:
+            keys.setdefault(num, []).append((key, value, crc))
+        return {head[1]: _loaded(head, keys.get(head[0], [])) for head in heads}
+
+    async def _keys(self, num: int, keys: list[str]) -> dict[str, bytes]:
+        marks = ",".join("?" * len(keys))
+        rows = await self._all(
+            f"SELECT key, value, crc FROM kv WHERE object = ? AND key IN ({marks})",
+            [num, *keys],
+        )
+        return dict(_checked(num, rows))
+
+    async def _range(self, query: ReadRange) -> list[tuple[str, bytes]]:
+        bound = "" if query.end is None else " AND key < ?"
+        order = "DESC" if query.reverse else "ASC"
+        parameters: list[Any] = [query.num, query.start]
+        parameters += [] if query.end is None else [query.end]
+        rows = await self._all(
+            "SELECT key, value, crc FROM kv WHERE object = ? AND key >= ?"
+            f"{bound} ORDER BY key {order} LIMIT ?",
+            [*parameters, query.limit],
+        )
+        return _checked(query.num, rows)
+
+    async def _directory(self, query: ReadDirectory) -> list[DirectoryEntry]:
+        conditions, parameters = ["1"], list[Any]()
+        if query.object_class is not None:
+            conditions.append("class = ?")
+            parameters.append(query.object_class)
+        if query.prefix:
+            conditions.append("substr(name, 1, ?) = ?")
+            parameters += [len(query.prefix), query.prefix]
+        for key, value in query.where.items():
+            conditions.append(
+                "EXISTS (SELECT 1 FROM json_each(o.attributes) j"
+                " WHERE j.key = ? AND j.value = ?)"
+            )
+            parameters += [key, value]
+        if query.after is not None:
+            conditions.append("(class, ifnull(name, ''), id) > (?, ?, ?)")
+            parameters += query.after
+        rows = await self._all(
+            "SELECT num, id, class, name, created_at_ms, used_at_ms, attributes,"
+            " (SELECT ifnull(sum(length(CAST(key AS BLOB)) + length(value)), 0)"
+            " FROM kv WHERE kv.object = num),"
+            " (SELECT due_at_ms FROM alarm WHERE alarm.object = num)"
+            f" FROM object o WHERE {' AND '.join(conditions)}"
+            " ORDER BY class, ifnull(name, ''), id LIMIT ?",
+            [*parameters, query.limit],
+        )
+        return [
+            DirectoryEntry(
+                num=row[0], row=_row(row[1:7]), size_bytes=row[7], alarm_at_ms=row[8]
+            )
+            for row in rows
+        ]
+
+    async def _status(self) -> ShardStatus:
+        pages, page_bytes, rows, objects, alarms = (
+            await self._all(
+                "SELECT (SELECT page_count FROM pragma_page_count),"
+                " (SELECT page_size FROM pragma_page_size),"
+                " (SELECT count(*) FROM log), (SELECT count(*) FROM object),"
+                " (SELECT count(*) FROM alarm)"
+            )
+        )[0]
+        wal = Path(self._options.path + "-wal")
+        return ShardStatus(
+            database_bytes=pages * page_bytes,
+            wal_bytes=wal.stat().st_size if wal.exists() else 0,
+            log_rows=rows,
+            objects=objects,
+            alarms=alarms,
+            checkpoints=self._checkpoints,
+            folds=self._folds,
+        )
+
+
+def _row(columns: Any) -> ObjectRow:
+    raw, object_class, name, created_at_ms, used_at_ms, attributes = columns
+    return ObjectRow(
+        id=raw,
+        object_class=object_class,
+        name=name,
+        created_at_ms=created_at_ms,
+        used_at_ms=used_at_ms,
+        attributes=msgspec.json.decode(attributes, type=dict[str, str]),
+    )
+
+
+def _loaded(head: Any, rows: list[tuple[str, bytes | None, int]]) -> Loaded:
+    num = head[0]
+    alarm = AlarmRow(*head[7:11]) if head[7] is not None else None
+    complete = len(rows) <= HYDRATE_KEYS_MAX
+    keys: dict[str, bytes] = {}
+    for key, value, crc in rows[:HYDRATE_KEYS_MAX]:
+        if value is None:
+            complete = False
+        elif value_crc(key, value) != crc:
+            return Loaded(num=num, row=_row(head[1:7]), damage=f"key {key!r}")
+        else:
+            keys[key] = value
+    return Loaded(
+        num=num, row=_row(head[1:7]), alarm=alarm, complete=complete, keys=keys
+    )
+
+
+def _checked(num: int, rows: Rows) -> list[tuple[str, bytes]]:
+    for key, value, crc in rows:
+        if value_crc(key, value) != crc:
+            message = f"object number {num}, key {key!r}: the checksum does not match"
+            raise CorruptionError(message)
+    return [(key, value) for key, value, _ in rows]
+
+
+def _translate(
+    operation: str, error: sqlite3.Error
+) -> StorageFullError | StorageFailedError:
+    code = getattr(error, "sqlite_errorcode", None)
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    if code == sqlite3.SQLITE_FULL:
+        return StorageFullError(operation, "the disk is full; free some space")
+    return StorageFailedError(operation, f"{name}: {error}")

@@ -1,0 +1,589 @@
+"""The orchestrator: what each request and each alarm means for a run.
+
+Theory of operation
+    A run has a record, and while somebody works on it a *pass*: one task that runs the
+    author's function from its beginning. Every change of status goes through `_change`,
+    which writes the record, its alarm, its searchable attributes and its event in one
+    turn, and is the only caller of `machine.apply`.
+
+    An alarm brings every run to life: it starts what is queued, resumes what is paused
+    and recovers what was interrupted. Its handler waits until the run *settles*: ends,
+    or pauses. Until then the stored alarm stays where it is, so a crash in between makes
+    it fire again: no run needs any other index to be found by.
+
+    An alarm that comes early, or for a state that is already gone, is harmless: the
+    handler looks at the record and sets the right one.
+
+Promises
+    `asleep-means-alarm`: a stored status of paused has an alarm no later than its resume
+    time, written in the same turn; only a parked run has none.
+    After `cancel` was answered no further step begins, also after a crash.
+    An input, a status or an event that was answered or sent is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, assert_never
+
+import structlog
+from msgspec.structs import replace
+
+from durable_actor import Clock, DecodeError, EncodeError, Env, StorageLimitError
+from workflows import events
+from workflows.context import RunContext, Wait
+from workflows.errors import (
+    ErrorInfo,
+    RecoveryExhaustedError,
+    RunExistsError,
+    RunNotFoundError,
+    UnknownWorkflowError,
+)
+from workflows.executor import Diverged, Outcome, Raised, Returned, Unwound, execute
+from workflows.journal import Journal, RunRecord, completed
+from workflows.machine import (
+    Cancel,
+    Cancelled,
+    Complete,
+    Completed,
+    Fail,
+    Failed,
+    Pause,
+    Paused,
+    Pending,
+    Queue,
+    Queued,
+    Recover,
+    Resume,
+    Running,
+    Start,
+    Status,
+    Transition,
+    apply,
+    is_terminal,
+    tag,
+)
+from workflows.recovery import Finish, GiveUp, LeaveAlone, Recovery, TakeUp, decide
+from workflows.registry import Registry
+from workflows.retention import purge_at_ms
+from workflows.signals import Abandon, Suspend
+from workflows.steps import Step
+from workflows.tracker import Announcer
+
+T = TypeVar("T")
+log = structlog.get_logger("workflows.orchestrator")
+
+# A list of names goes into one event; the newest thousand say what happened.
+_NAMES_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowCall:
+    """What starts a run: the workflow's name, its input, and the run's id."""
+
+    workflow: str
+    input: Any = None
+    id: str | None = None  # None: the object's name says
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult(Generic[T]):
+    """How far a run has come: `output` means something once `completed` is true."""
+
+    id: str
+    completed: bool
+    status: Status
+    output: T | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelResult:
+    """Whether the run will end as cancelled, and why or why not."""
+
+    cancelled: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInfo:
+    """One step as its journal entry has it; `error` of a step that failed or retries."""
+
+    name: str
+    kind: str
+    state: str
+    attempts: int
+    began_at_ms: int
+    due_at_ms: int | None
+    error: ErrorInfo | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """Everything about a run but its input, output and results."""
+
+    id: str
+    workflow: str
+    status: Status
+    created_at_ms: int
+    started_at_ms: int | None
+    recoveries: int
+    cancel_requested: bool
+    steps: list[StepInfo]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policies:
+    """What was decided when the engine class was made. `None` keeps for ever."""
+
+    recovery: Recovery
+    retention_ms: int | None
+    resident_sleep_ms: int
+
+
+class Orchestrator:
+    """Everything that can happen to one run."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        registry: Registry,
+        announcer: Announcer,
+        clock: Clock,
+        source: random.Random,
+        env: Env,
+        *,
+        policies: Policies,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Future[None]],
+        publish: Callable[[Mapping[str, str]], None],
+    ) -> None:
+        self._journal = journal
+        self._registry = registry
+        self._announcer = announcer
+        self._clock = clock
+        self._random = source
+        self._env = env
+        self._policies = policies
+        self._spawn = spawn
+        self._publish = publish
+        self._pass: _Pass | None = None
+        self._recover_at_ms: int | None = None
+        self._completed: list[str] = []  # for events, while no pass knows better
+        self._waiters: list[asyncio.Future[None]] = []
+
+    async def open(self) -> None:
+        """Look at what the disk holds, before the first request."""
+        record = await self._journal.load()
+        if record is None:
+            return
+        now_ms = self._clock.now_ms()
+        decision = decide(record, self._policies.recovery, now_ms=now_ms)
+        if not isinstance(decision, LeaveAlone):
+            self._completed = completed(await self._journal.read_steps())
+        match decision:
+            case LeaveAlone():
+                pass
+            case TakeUp(at_ms=at_ms, recoveries=recoveries):
+                # Counted before it is tried: the try may be what kills the process.
+                self._recover_at_ms = at_ms
+                counted = replace(record, recoveries=recoveries)
+                self._journal.save(counted, wake_at_ms=at_ms)
+            case Finish(reason=reason):
+                self._change(Cancel(reason))
+            case GiveUp(recoveries=recoveries):
+                error = ErrorInfo.of(RecoveryExhaustedError(recoveries))
+                self._change(Fail(error))
+            case _:
+                assert_never(decision)
+
+    async def start(self, call: WorkflowCall, run_id: str, *, is_queued: bool) -> None:
+        """Accept a run; the same call again finds it accepted already.
+
+        Raises:
+            UnknownWorkflowError: No such workflow.
+            RunExistsError: The id is taken by another workflow or input.
+            EncodeError: The input cannot be kept.
+            StorageLimitError: The input is too large.
+        """
+        record = self._journal.record
+        if record is not None:
+            await self._check_same(record, call)
+            return
+        self._registry.find(call.workflow)
+        now_ms = self._clock.now_ms()
+        change: Transition = Queue() if is_queued else Start()
+        record = RunRecord(
+            run_id=run_id,
+            workflow=call.workflow,
+            status=apply(Pending(), change, now_ms=now_ms),
+            created_at_ms=now_ms,
+            started_at_ms=None if is_queued else now_ms,
+        )
+        self._journal.open(record, call.input, wake_at_ms=now_ms)
+        self._tell(change, None)
+        if not is_queued:
+            # No need to wait for the alarm, which finds the run at work and joins it.
+            self._begin_pass()
+
+    async def alarm(self) -> None:
+        """Bring the run on, and return when it has settled."""
+        record = self._journal.record
+        if record is None:
+            return
+        now_ms = self._clock.now_ms()
+        match record.status:
+            case Queued():
+                self._change(Start())
+                self._begin_pass()
+            case Paused(resume_at_ms=due_at_ms):
+                if due_at_ms is None:
+                    return
+                if now_ms < due_at_ms:
+                    self._journal.wake_at(due_at_ms)
+                    return
+                self._change(Resume())
+                if self._pass is not None and self._pass.context is not None:
+                    self._pass.context.wake()
+                else:
+                    self._begin_pass()
+            case Running():
+                if self._pass is None:
+                    due_at_ms = self._recover_at_ms
+                    if due_at_ms is not None and now_ms < due_at_ms:
+                        self._journal.wake_at(due_at_ms)
+                        return
+                    self._change(Recover())
+                    self._begin_pass()
+            case _:
+                await self._purge_if_due(record.status, now_ms)
+                return
+        await self._until_settled()
+
+    async def result(self, *, is_final: bool) -> RunResult[Any]:
+        """Return how far the run has come, once it has settled or has ended.
+
+        Args:
+            is_final: Wait for the end; otherwise a pause is answer enough.
+
+        Raises:
+            RunNotFoundError: There is no run.
+        """
+        while True:
+            record = self._require()
+            status = record.status
+            if is_terminal(status) or (isinstance(status, Paused) and not is_final):
+                break
+            await self._until_settled()
+        is_complete = isinstance(status, Completed)
+        return RunResult(
+            id=record.run_id,
+            completed=is_complete,
+            status=status,
+            output=await self._journal.read_output() if is_complete else None,
+        )
+
+    async def cancel(self, reason: str | None) -> CancelResult:
+        """Let the run end before its next step."""
+        if self._journal.record is not None and self._pass is None:
+            self._completed = completed(await self._journal.read_steps())
+        record = self._journal.record
+        if record is None:
+            return CancelResult(cancelled=False, reason="there is no such run")
+        match record.status:
+            case Completed() | Failed() | Cancelled():
+                detail = f"the run is already {tag(record.status)}"
+                return CancelResult(cancelled=False, reason=detail)
+            case Running() if self._pass is not None:
+                if not record.cancel_requested:
+                    self._journal.update(
+                        replace(record, cancel_requested=True, cancel_reason=reason)
+                    )
+                if self._pass.context is not None:
+                    self._pass.context.close(Abandon(reason))
+            case _:
+                context = self._pass.context if self._pass is not None else None
+                self._change(Cancel(reason))
+                if context is not None:
+                    context.close(Abandon(reason))
+        return CancelResult(cancelled=True, reason=reason)
+
+    def resume(self) -> None:
+        """Try a parked run again, with the code of today.
+
+        Raises:
+            RunNotFoundError: There is no run.
+            IllegalTransitionError: The run is not paused.
+        """
+        record = self._require()
+        if isinstance(record.status, Paused) and record.status.parked is None:
+            return  # its alarm will do that
+        self._change(Resume(), wake_at_ms=self._clock.now_ms())
+        self._begin_pass()
+
+    async def describe(self) -> RunInfo | None:
+        """Return everything about the run but its values; None if there is none."""
+        if self._journal.record is None:
+            return None
+        entries = await self._journal.read_steps()
+        record = self._require()
+        return RunInfo(
+            id=record.run_id,
+            workflow=record.workflow,
+            status=record.status,
+            created_at_ms=record.created_at_ms,
+            started_at_ms=record.started_at_ms,
+            recoveries=record.recoveries,
+            cancel_requested=record.cancel_requested,
+            steps=[
+                StepInfo(
+                    name=entry.step,
+                    kind=entry.kind,
+                    state=entry.state,
+                    attempts=entry.attempts,
+                    began_at_ms=entry.began_at_ms,
+                    due_at_ms=entry.due_at_ms,
+                    error=ErrorInfo.of(entry.value)
+                    if entry.state in ("failed", "retrying")
+                    else None,
+                )
+                for entry in entries
+            ],
+        )
+
+    def on_idle(self, wait: Wait) -> None:
+        """Pause until the first wait is over; let go of the pass if that is far off."""
+        self._change(Pause(wait.due_at_ms), wait=wait)
+        if wait.due_at_ms - self._clock.now_ms() > self._policies.resident_sleep_ms:
+            assert self._pass is not None
+            assert self._pass.context is not None
+            self._pass.context.close(Suspend(wait.due_at_ms))
+            self._pass = None
+
+    def on_work(self) -> None:
+        """Take the pause back: a branch went on without any step having woken it."""
+        self._change(Resume())
+
+    def _begin_pass(self) -> None:
+        self._recover_at_ms = None
+        self._pass = current = _Pass()
+        self._spawn(self._run_pass(current)).add_done_callback(self._note_failure)
+
+    async def _run_pass(self, current: _Pass) -> None:
+        record = self._require()
+        try:
+            definition = self._registry.find(record.workflow)
+            entries = await self._journal.read_steps()
+            value = await self._journal.read_input()
+        except (UnknownWorkflowError, DecodeError) as error:
+            self._park(str(error))
+            return
+        # The author's code may be what kills the process, so that it was begun must be
+        # known first: otherwise nobody would ever count its recoveries.
+        await self._journal.sync()
+        if self._require().cancel_requested:
+            self._end(Unwound(Abandon(record.cancel_reason), is_swallowed=False))
+            return
+        context = RunContext(
+            self._journal, entries, self._announcer, self._clock, owner=self
+        )
+        current.context = context
+        step = Step(context, self._env, self._random)
+        outcome = await execute(definition, context, step, value)
+        if isinstance(outcome, Unwound) and self._pass is not current:
+            # The decision to end this pass was written before; perhaps the next one is
+            # under way already.
+            if outcome.is_swallowed:
+                log.warning("workflow.signal_swallowed", workflow=record.workflow)
+            return
+        self._end(outcome)
+
+    def _end(self, outcome: Outcome) -> None:
+        """Write down how a pass has ended."""
+        record = self._require()
+        if isinstance(record.status, Paused):  # it ended while its branches slept
+            self._change(Resume())
+        match outcome:
+            case Returned(output=output):
+                try:
+                    self._journal.write_output(output)
+                except (EncodeError, StorageLimitError) as error:
+                    self._fail(error)
+                else:
+                    self._change(Complete())
+            case Raised(error=error):
+                self._fail(error)
+            case Unwound():
+                self._change(Cancel(record.cancel_reason))
+            case Diverged(error=error):
+                self._park(str(error))
+            case _:
+                assert_never(outcome)
+
+    def _fail(self, error: Exception) -> None:
+        record = self._require()
+        info = ErrorInfo.of(error)
+        log.info(
+            "workflow.failed",
+            workflow=record.workflow,
+            run_id=record.run_id,
+            error=info.type,
+            step=info.step,
+        )
+        self._change(Fail(info))
+
+    def _park(self, detail: str) -> None:
+        record = self._require()
+        log.error(
+            "workflow.parked",
+            workflow=record.workflow,
+            run_id=record.run_id,
+            detail=detail,
+        )
+        self._change(Pause(None, detail))
+
+    def _change(
+        self,
+        change: Transition,
+        *,
+        wait: Wait | None = None,
+        wake_at_ms: int | None = None,
+    ) -> None:
+        """Apply a change and write all that follows from it, in this turn."""
+        record = self._require()
+        now_ms = self._clock.now_ms()
+        status = apply(record.status, change, now_ms=now_ms)
+        record = replace(record, status=status)
+        if isinstance(change, Start):
+            record = replace(record, started_at_ms=now_ms)
+        if isinstance(status, Running):
+            if wake_at_ms is None:
+                # The alarm that woke us stays on disk while its handler runs.
+                self._journal.update(record)
+            else:
+                self._journal.save(record, wake_at_ms=wake_at_ms)
+        elif isinstance(status, Paused):
+            self._journal.save(record, wake_at_ms=status.resume_at_ms)
+        else:
+            purge_ms = purge_at_ms(status, self._policies.retention_ms)
+            self._journal.save(record, wake_at_ms=purge_ms)
+        self._tell(change, wait)
+        if not isinstance(status, Running):
+            self._settle()
+
+    def _tell(self, change: Transition, wait: Wait | None) -> None:
+        """Publish the status, and announce the change."""
+        record = self._require()
+        attributes = {"workflow": record.workflow, "run": record.run_id}
+        self._publish({**attributes, "status": tag(record.status)})
+        self._announcer.announce(
+            self._event(change, record, wait),
+            run_id=record.run_id,
+            workflow=record.workflow,
+        )
+
+    def _event(
+        self, change: Transition, record: RunRecord, wait: Wait | None
+    ) -> events.Event:
+        match change:
+            case Queue():
+                return events.WorkflowQueued()
+            case Start():
+                return events.WorkflowStarted()
+            case Pause(resume_at_ms=resume_at_ms, parked=parked):
+                return events.WorkflowPaused(
+                    reason="parked" if wait is None else wait.reason,
+                    resume_at=None if resume_at_ms is None else events.iso(resume_at_ms),
+                    step_name=None if wait is None else wait.step,
+                    detail=parked,
+                )
+            case Resume():
+                return events.WorkflowResumed()
+            case Recover():
+                return events.WorkflowRecovered(attempt=record.recoveries)
+            case Complete():
+                began_at_ms = record.started_at_ms or record.created_at_ms
+                return events.WorkflowCompleted(
+                    completed_steps=self._names(),
+                    duration_ms=max(0, self._clock.now_ms() - began_at_ms),
+                )
+            case Fail(error=error):
+                return events.WorkflowFailed(error=error, completed_steps=self._names())
+            case Cancel(reason=reason):
+                return events.WorkflowCancelled(
+                    reason=reason, completed_steps=self._names()
+                )
+            case _:
+                assert_never(change)
+
+    def _names(self) -> list[str]:
+        context = self._pass.context if self._pass is not None else None
+        names = self._completed if context is None else context.completed
+        return names[-_NAMES_MAX:]
+
+    def _settle(self) -> None:
+        """Tell everybody who waits for the run to pause or end."""
+        if is_terminal(self._require().status) or self._is_parked():
+            self._pass = None
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _is_parked(self) -> bool:
+        status = self._require().status
+        return isinstance(status, Paused) and status.parked is not None
+
+    async def _until_settled(self) -> None:
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def _note_failure(self, done: asyncio.Future[None]) -> None:
+        """A pass that could not even write its end: let those who wait know."""
+        if done.cancelled():
+            return
+        error = done.exception()
+        if error is None:
+            return
+        self._pass = None
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    async def _purge_if_due(self, status: Status, now_ms: int) -> None:
+        purge_ms = purge_at_ms(status, self._policies.retention_ms)
+        if purge_ms is None:
+            return
+        if now_ms < purge_ms:
+            self._journal.wake_at(purge_ms)
+            return
+        self._publish({})
+        await self._journal.erase()
+
+    async def _check_same(self, record: RunRecord, call: WorkflowCall) -> None:
+        if record.workflow != call.workflow:
+            detail = f"so it cannot become one of {call.workflow!r}"
+            raise RunExistsError(record.run_id, record.workflow, detail)
+        if await self._journal.read_input() != call.input:
+            detail = "and was given another input"
+            raise RunExistsError(record.run_id, record.workflow, detail)
+
+    def _require(self) -> RunRecord:
+        record = self._journal.record
+        if record is None:
+            raise RunNotFoundError("")
+        return record
+
+
+class _Pass:
+    """One task that runs the author's function; its context once that has begun."""
+
+    def __init__(self) -> None:
+        self.context: RunContext | None = None
