@@ -57,6 +57,7 @@ from durable_actor.host import Host, HostStats, ObjectEntry, ObjectPage
 from durable_actor.ids import ObjectId
 from durable_actor.namespace import DurableObjectNamespace, DurableObjectStub
 from durable_actor.rpc import AlarmInfo, CallOptions, EventSink, OutboxEvent, Router
+from durable_actor.schedules import Schedule, Schedules
 from durable_actor.state import DurableObjectState
 from durable_actor.storage.facade import (
     DurableObjectStorage,
@@ -75,7 +76,6 @@ __all__ = [
     "CorruptionError",
     "DataDirectoryInUseError",
     "DecodeError",
-    "Duration",
     "DurableActorError",
     "DurableObject",
     "DurableObjectNamespace",
@@ -83,6 +83,7 @@ __all__ = [
     "DurableObjectStorage",
     "DurableObjectStub",
     "DurableObjectTransaction",
+    "Duration",
     "EncodeError",
     "Env",
     "EventSink",
@@ -103,10 +104,12 @@ __all__ = [
     "ObjectOverloadedError",
     "ObjectPage",
     "ObjectResetError",
-    "Outcome",
     "OutboxEvent",
+    "Outcome",
     "RemoteError",
     "Router",
+    "Schedule",
+    "Schedules",
     "StorageError",
     "StorageFailedError",
     "StorageFullError",

@@ -1,20 +1,20 @@
 """An activation: one object alive in memory, and the delivery of its events.
 
 Theory of operation
-    Events come as envelopes. A serial object runs one at a time in a single task, the
-    drainer, which starts with the first envelope and ends with the last: an idle object
-    is not a task. What may overlap (an interleaving method, a call that came back along
-    its own chain, every event of a gated object) runs in a task of its own once the
-    input gate is open.
+    Events come as envelopes. A serial object runs one at a time in a single task,
+    the drainer, which starts with the first envelope and ends with the last: an idle
+    object is not a task. What may overlap (an interleaving method, a call that came
+    back along its own chain, every event of a gated object) runs in a task of its own
+    once the input gate is open.
 
     At the end of every turn the overlay is sealed. When a handler is done its answer
-    goes to the output gate, and the next event starts at once: nobody waits for the disk
-    except what leaves. An answer to another object of this host need not wait either; it
-    carries the ticket it depends on, and the other object adopts it.
+    goes to the output gate, and the next event starts at once: nobody waits for the
+    disk except what leaves. An answer to another object of this host need not wait
+    either; it carries the ticket it depends on, and the other object adopts it.
 
-    When something breaks the activation (a failed write, a failed constructor, `abort`),
-    everyone who waits is told whether the call ran, and the host forgets it. The next
-    event starts another one from the disk.
+    When something breaks the activation (a failed write, a failed constructor,
+    `abort`), everyone who waits is told whether the call ran, and the host forgets it.
+    The next event starts another one from the disk.
 
 Lifecycle: cold -> starting -> running -> cold, and broken from starting and running.
 """
@@ -26,7 +26,7 @@ import contextvars
 import itertools
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -65,6 +65,7 @@ T = TypeVar("T")
 ALARM_BACKOFF_DOUBLINGS_MAX = 9  # 2 s doubled nine times: about 17 minutes
 ALARM_JITTER = 0.25  # added, never taken away
 ATTRIBUTES_MAX = 16
+SIDE_LINE_MAX = 1_000  # events that may overlap, waiting for the input gate
 ATTRIBUTE_CHARACTERS_MAX = 256
 
 log = structlog.get_logger("durable_actor.objects")
@@ -93,8 +94,8 @@ TRANSITIONS: Mapping[Lifecycle, frozenset[Lifecycle]] = {
 class ActivationSettings:
     """What the configuration says about objects. Times in milliseconds."""
 
-    limits: KeyValueLimits = KeyValueLimits()
-    bounds: MailboxBounds = MailboxBounds()
+    limits: KeyValueLimits = field(default_factory=KeyValueLimits)
+    bounds: MailboxBounds = field(default_factory=MailboxBounds)
     constructor_timeout_ms: int = 30_000
     alarm_retry_limit: int = 6
     alarm_retry_base_ms: int = 2_000
@@ -197,7 +198,9 @@ class Activation:
         "used_at",
     )
 
-    def __init__(self, host: Surroundings, info: ClassInfo, object_id: ObjectId) -> None:
+    def __init__(
+        self, host: Surroundings, info: ClassInfo, object_id: ObjectId
+    ) -> None:
         self._host = host
         self.info = info
         self.id = object_id
@@ -295,13 +298,15 @@ class Activation:
             else:
                 if self._side_line is None:
                     self._side_line = []
-                self._check_room(len(self._side_line) >= 1_000, "too many events wait")
+                self._check_room(
+                    len(self._side_line) >= SIDE_LINE_MAX, "too many events wait"
+                )
                 self._side_line.append(envelope)
             return
         if not envelope.is_internal:
             refusal = self._line.refusal(envelope.size_bytes, now)
             if refusal is not None:
-                self._check_room(True, refusal)  # noqa: FBT003
+                self._check_room(True, refusal)
             if envelope.sender is not None:
                 self._check_deadlock(envelope.sender)
         self._line.put(envelope, now)
@@ -388,7 +393,7 @@ class Activation:
             asyncio.get_running_loop().call_soon(self._turn_ended)
 
     def end_turn(self) -> int:
-        """Seal what was written so far; return the last ticket the object depends on."""
+        """Seal what was written so far; return the last ticket depended on."""
         overlay = self._overlay
         if overlay is not None and overlay.is_unsealed:
             alarm_before = overlay.alarm_ticket
@@ -434,7 +439,8 @@ class Activation:
             message = f"at most {ATTRIBUTES_MAX} attributes, got {len(attributes)}"
             raise ValueError(message)
         for key, value in attributes.items():
-            for text in (key, value):
+            given: tuple[object, ...] = (key, value)
+            for text in given:
                 if not isinstance(text, str) or len(text) > ATTRIBUTE_CHARACTERS_MAX:
                     message = (
                         f"attribute {key!r}: key and value must be text of at most"
@@ -518,9 +524,7 @@ class Activation:
         if self.id.name is None and loaded.row is not None:
             # Opened by its id, or woken by its alarm: it still knows its name.
             self.id = ObjectId(self.id.namespace, self.id.raw, loaded.row.name)
-        self._overlay = Overlay(
-            self._host.committer, self.id, self.info.name, loaded
-        )
+        self._overlay = Overlay(self._host.committer, self.id, self.info.name, loaded)
         owed = self._host.take_owed_alarm(self.id)
         stored = loaded.alarm
         if (
@@ -561,10 +565,10 @@ class Activation:
             return
         if self._side_line:
             side, self._side_line = self._side_line, None
-            for envelope in side:
-                self._spawn(self._run(envelope), envelope.label)
+            for waiting in side:
+                self._spawn(self._run(waiting), waiting.label)
         if self.info.is_gated:
-            while self._input.is_open and (envelope := self._line.take()) is not None:
+            while (envelope := self._line.take()) is not None:
                 self._spawn(self._run(envelope), envelope.label)
         elif self._drainer is None and len(self._line):
             self._drainer = asyncio.get_running_loop().create_task(
@@ -583,8 +587,8 @@ class Activation:
             self._pump()
 
     async def _run(self, envelope: Envelope) -> None:
-        if self.lifecycle is Lifecycle.BROKEN:
-            envelope.fail(self._reset_error(str(self._reset), "not_executed"))
+        if self._reset is not None:
+            envelope.fail(self._reset_error(self._reset.detail, "not_executed"))
             return
         delivery = Delivery(self, envelope.label, envelope.chain)
         token = current_delivery.set(delivery)
@@ -592,7 +596,8 @@ class Activation:
             self._running = {}
         self._running[delivery.number] = (delivery, envelope)
         self._output.depend_on(envelope.ticket)
-        result, error = None, None
+        result: Any = None
+        error: Exception | None = None
         try:
             if envelope.is_internal:
                 await envelope.function()
@@ -605,12 +610,12 @@ class Activation:
                     )
                 )
         except asyncio.CancelledError:
-            if self.lifecycle is Lifecycle.BROKEN:
+            if self._reset is not None:
                 raise
             error = self._about_me(ObjectError, "the handler was cancelled")
         except Abort:
             pass  # whoever aborted has told everyone
-        except Exception as raised:  # whatever user code raises goes to the caller
+        except Exception as raised:  # noqa: BLE001  # user code's; goes to the caller
             error = raised
         except BaseException:
             self.break_off("the process is being stopped")
@@ -618,7 +623,7 @@ class Activation:
         finally:
             current_delivery.reset(token)
             self._running.pop(delivery.number, None)
-            if self.lifecycle is Lifecycle.RUNNING:
+            if self._reset is None:
                 self._answer(envelope, result, error)
 
     def _answer(self, envelope: Envelope, result: Any, error: Exception | None) -> None:
@@ -653,7 +658,7 @@ class Activation:
 
     def _is_own_chain(self, envelope: Envelope) -> bool:
         running = self._running
-        return bool(running) and any(number in running for number in envelope.chain)
+        return running is not None and any(n in running for n in envelope.chain)
 
     def _check_room(self, refused: bool, why: str) -> None:  # noqa: FBT001
         if refused:
@@ -717,7 +722,7 @@ class Activation:
                     retry = self._retry(alarm, counts=True)
                 else:
                     counters.alarms_abandoned += 1
-                    log.error(
+                    log.warning(
                         "alarm.abandoned", object=repr(self.id), tries=alarm.counted + 1
                     )
             overlay.end_alarm(retry)
@@ -779,9 +784,7 @@ class Activation:
             self.break_off(reason, counts=True)
             raise self._reset_error(reason, "failed") from error
         except Exception as error:
-            reason = (
-                f"block_concurrency_while failed: {type(error).__name__}: {error}"
-            )
+            reason = f"block_concurrency_while failed: {type(error).__name__}: {error}"
             self.break_off(reason, outcome="failed", counts=True)
             raise self._reset_error(reason, "failed") from error
 
@@ -848,7 +851,9 @@ class _KeptReplies:
 
     __slots__ = ("_host", "_id", "_known", "_overlay", "_under_way")
 
-    def __init__(self, host: Surroundings, overlay: Overlay, object_id: ObjectId) -> None:
+    def __init__(
+        self, host: Surroundings, overlay: Overlay, object_id: ObjectId
+    ) -> None:
         self._host = host
         self._overlay = overlay
         self._id = object_id
@@ -888,7 +893,7 @@ class _KeptReplies:
         try:
             result = await call()
             reply = b"\x01" + encode(result)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # kept, and raised again below
             raised = error
             reply = b"\x00" + dumps_error(error, include_traceback=False)
         row = ReplyRow(

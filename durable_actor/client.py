@@ -371,5 +371,3 @@ def _error_of(answer: Answer) -> BaseException:
     return TransportError(
         f"HTTP status {answer.status} without a problem document; is this a daemon?"
     )
-
-

@@ -52,7 +52,9 @@ _DURATION = re.compile(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([a-z]+)\s*", re.IGNORECA
 class Timer(Protocol):
     """Something that was scheduled and can be called off."""
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> None:
+        """Call it off; does nothing once it has fired."""
+        ...
 
 
 class Clock(Protocol):

@@ -98,6 +98,7 @@ _DATACLASS: Final = 17  # [class key, {field: value}]
 _STRUCT: Final = 18  # [class key, {field: value}]
 _EXCEPTION: Final = 19  # [class key, {args, state, fields, notes, and for errors more}]
 
+_NAMESPACES = (ModuleType, type)  # what a class may be found in
 _VERSION: Final = bytes([FORMAT_VERSION])
 _VIEW_BYTES_MIN = 4_096  # below, copying the bytes is cheaper than a view of them
 _ATOMS: Final = frozenset({NoneType, bool, float, bytes})
@@ -734,8 +735,6 @@ class _FieldsForm(_Form):
 
     def _complete(self, parts: dict[str, Any]) -> dict[str, Any]:
         """Return the parts with defaults for fields the class has gained since."""
-        if parts.keys() == self._names:
-            return parts
         for name in parts.keys() - self._names:
             message = (
                 f"{_name(self.cls)} has no field {name!r} any more, but a stored value"
@@ -774,10 +773,23 @@ class _DataclassForm(_FieldsForm):
 
     code = _DATACLASS
 
+    def __init__(self, cls: type[Any], key: str) -> None:
+        super().__init__(cls, key)
+        # No field lives in a slot, or behind a descriptor.
+        self._is_all_dict = self._has_dict and not any(
+            hasattr(inspect.getattr_static(cls, name, None), "__set__")
+            for name in self._fields
+        )
+
     def put_together(self, parts: Any) -> Any:
+        if parts.keys() != self._names:
+            parts = self._complete(parts)
         instance = object.__new__(self.cls)
-        for name, part in self._complete(parts).items():
-            object.__setattr__(instance, name, part)
+        if self._is_all_dict:
+            vars(instance).update(parts)
+        else:
+            for name, part in parts.items():
+                object.__setattr__(instance, name, part)
         return instance
 
     def _find_fields(self) -> tuple[str, ...]:
@@ -796,7 +808,8 @@ class _StructForm(_FieldsForm):
     code = _STRUCT
 
     def put_together(self, parts: Any) -> Any:
-        parts = self._complete(parts)
+        if parts.keys() != self._names:
+            parts = self._complete(parts)
         instance = self.cls(**parts)
         if hasattr(self.cls, "__post_init__"):
             # It has run, as it cannot be avoided, and may have changed what was kept.
@@ -920,8 +933,8 @@ def _form_of(cls: type[Any], *, takes_local_classes: bool) -> _Form:
         return form
     message = (
         f"the class {_name(cls)} could not be found again by its name after a restart."
-        " Move it to the top level of a module, or hand it to codec.register wherever"
-        " it is made."
+        " Move it to the top level of a module, or hand it to durable_actor.register"
+        " where it is made."
     )
     raise _RefusedError(message)
 
@@ -944,7 +957,7 @@ def _make_found_form(key: str, cls: type[Any] | None) -> _Form:
     if found is None:
         message = (
             f"the class {key} is not here. Import its module before reading; if it has"
-            f" moved, codec.register(name={key!r}) its successor."
+            f" moved, durable_actor.register(name={key!r}) its successor."
         )
         raise DecodeError(message)
     try:
@@ -985,7 +998,7 @@ def _locate(key: str) -> type[Any] | None:
     found: object = sys.modules.get(module)
     for name in path.split("."):
         # Looked up as data: a module's or a class's `__getattr__` could import.
-        if not isinstance(found, ModuleType | type):
+        if not isinstance(found, _NAMESPACES):
             return None
         found = vars(found).get(name)
     return found if isinstance(found, type) else None

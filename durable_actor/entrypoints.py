@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from durable_actor.env import Env
 from durable_actor.errors import ConfigError, MethodNotFoundError
-from durable_actor.rpc import AlarmInfo, EventSink
+from durable_actor.rpc import EventSink
 from durable_actor.state import DurableObjectState
 
 Concurrency = Literal["serial", "gated"]
@@ -79,15 +79,15 @@ class ClassInfo:
         self.name = name or cls.__name__
         self.is_gated = cls.concurrency == "gated"
         self.methods: dict[str, Method] = {}
-        for name in dir(cls):
-            if not name.startswith("_") and name not in RESERVED_METHODS:
-                member = inspect.getattr_static(cls, name)
+        for attribute in dir(cls):
+            if not attribute.startswith("_") and attribute not in RESERVED_METHODS:
+                member = inspect.getattr_static(cls, attribute)
                 if inspect.iscoroutinefunction(member):
                     marked = bool(getattr(member, _INTERLEAVE, False))
-                    self.methods[name] = Method(name, member, marked)
+                    self.methods[attribute] = Method(attribute, member, marked)
         alarm = getattr(cls, "alarm", None)
         self.has_alarm = inspect.iscoroutinefunction(alarm)
-        self.alarm_takes_info = self.has_alarm and _takes_an_argument(alarm)
+        self.alarm_takes_info = alarm is not None and _takes_an_argument(alarm)
 
     def method(self, name: str) -> Method:
         """Return a callable method, or say why there is none.
@@ -119,5 +119,3 @@ class ClassInfo:
 
 def _takes_an_argument(function: Callable[..., Any]) -> bool:
     return len(inspect.signature(function).parameters) > 1  # beside self
-
-

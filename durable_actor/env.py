@@ -1,4 +1,4 @@
-"""`Env`: what an object finds around itself: namespaces by name or class, and variables."""
+"""`Env`: what an object finds around itself: namespaces, and variables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Env:
-    """Bindings by name, as attributes (`env.CARTS`), or by class (`env.namespace(Cart)`).
+    """Bindings by name (`env.CARTS`) or by class (`env.namespace(Cart)`).
 
     Attributes are the names under `durable_objects.bindings` and `vars` of the
     configuration, or what was handed to `Host(env={...})`.

@@ -76,8 +76,8 @@ class ObjectError(DurableActorError):
 class ObjectOverloadedError(ObjectError):
     """The object has more work waiting than its mailbox may hold.
 
-    Nothing was delivered. Do not retry at once: that is what fills mailboxes. Spread the
-    work over more objects, or raise the `[objects]` limits.
+    Nothing was delivered. Do not retry at once: that is what fills mailboxes. Spread
+    the work over more objects, or raise the `[objects]` limits.
     """
 
     code = "overloaded"

@@ -5,11 +5,12 @@ output gate holds back everything the object says until every write it may rest 
 disk.
 
 Promises
-    What is let out leaves after every ticket it depends on is durable, in the order in
-    which it was let out.
+    What is let out leaves after every ticket it depends on is durable, in the order
+    in which it was let out.
     If such a ticket fails, the effect hears of the failure instead, once.
 
-Does not know about SQLite, mailboxes, HTTP or user code, and can be tested without them.
+Does not know about SQLite, mailboxes, HTTP or user code, and can be tested without
+them.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Durability(Protocol):
 
     durable_ticket: int
 
-    def when_durable(self, ticket: int, settled: Effect) -> None: ...
+    def when_durable(self, ticket: int, settled: Effect) -> None:
+        """Call `settled` once the ticket is on disk, or with its failure."""
+        ...
 
 
 class OutputGate:
@@ -76,8 +79,7 @@ class OutputGate:
 
     def depend_on(self, ticket: int) -> None:
         """Let nothing out from now on before this ticket is durable."""
-        if ticket > self.ticket:
-            self.ticket = ticket
+        self.ticket = max(self.ticket, ticket)
 
     def let_out(self, effect: Effect) -> None:
         """Run `effect` as soon as what it depends on is durable, perhaps at once."""

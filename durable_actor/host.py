@@ -48,6 +48,7 @@ from durable_actor.ids import IdSpace, ObjectId
 from durable_actor.mailbox import Envelope, MailboxBounds
 from durable_actor.namespace import DurableObjectNamespace
 from durable_actor.outbox import Outbox
+from durable_actor.recurring import Every, Recurring
 from durable_actor.rpc import CallOptions
 from durable_actor.storage.batch import AlarmRow, Seal
 from durable_actor.storage.committer import Committer
@@ -180,6 +181,7 @@ class Host:
         self._sweep_timer: Timer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
+        self.recurring = Recurring()
         self._store: Store
         self.driver: ShardDriver
         self.committer: Committer
@@ -241,6 +243,8 @@ class Host:
         await self._outbox.start(self.committer, self.driver)
         self._wheel.start()
         self._plan_sweep()
+        self.recurring.add("expire replies", Every("1 hour"), self.expire_replies)
+        self.recurring.start()
         log.info(
             "host.opened",
             directory=str(self._directory),
@@ -255,6 +259,7 @@ class Host:
             Whether everything finished within the grace.
         """
         self._is_draining = True
+        self.recurring.stop()
         await self._wheel.stop()
         try:
             async with deadline(self.clock, grace_ms):
@@ -298,6 +303,7 @@ class Host:
         self._is_draining = True
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
+        self.recurring.stop()
         await self._wheel.stop()
         await self._outbox.stop()
         await self.committer.drop()
@@ -370,10 +376,11 @@ class Host:
         Raises:
             TypeError: Not a subclass of `DurableObject`.
         """
-        if not (isinstance(cls, type) and issubclass(cls, DurableObject)):
+        given: object = cls
+        if not isinstance(given, type) or not issubclass(given, DurableObject):
             message = f"{cls!r} is not a subclass of DurableObject"
             raise TypeError(message)
-        self.register(cls, name)
+        self.register(given, name)
         return DurableObjectNamespace(self, name or cls.__name__)
 
     def namespace_by_name(self, name: str) -> DurableObjectNamespace[Any]:
@@ -664,7 +671,9 @@ class Host:
             self.failed.set()
         for activation in list(self._resident.values()):
             if activation.ticket >= first_failed or not is_full:
-                activation.break_off(str(error), outcome="failed" if is_full else "unknown")
+                activation.break_off(
+                    str(error), outcome="failed" if is_full else "unknown"
+                )
 
     async def _settled(self, ticket: int) -> None:
         try:
@@ -691,7 +700,7 @@ class Host:
         self._sweep_timer = self.clock.call_at(at_ms, self._sweep)
 
     def _sweep(self) -> None:
-        """Let go of what has been idle for long, or of the oldest if memory is short."""
+        """Let go of what is idle for long, or of the oldest if memory is short."""
         if not self._is_open:
             return
         objects, storage = self._config.objects, self._config.storage
@@ -748,4 +757,3 @@ def _open_cursor(cursor: str | None) -> tuple[str, str, bytes] | None:
     except ValueError:
         message = f"{cursor!r} is not a cursor; take it from the page before"
         raise ValueError(message) from None
-

@@ -79,9 +79,7 @@ class IdSpace:
         self, random_bytes: Callable[[int], bytes] = secrets.token_bytes
     ) -> ObjectId:
         """Return a fresh id that no name leads to."""
-        return ObjectId(
-            self.namespace, self._complete(random_bytes(_HALF_BYTES)), None
-        )
+        return ObjectId(self.namespace, self._complete(random_bytes(_HALF_BYTES)), None)
 
     def parse(self, text: str) -> ObjectId:
         """Return the id written as 64 hexadecimal characters; the name is not known.
@@ -90,7 +88,7 @@ class IdSpace:
             InvalidIdError: Not 64 hexadecimal characters.
             ForeignIdError: Of another namespace, or mistyped.
         """
-        if not isinstance(text, str) or len(text) != 2 * _ID_BYTES or not _is_hex(text):
+        if not _is_id_text(text):
             message = (
                 "Invalid Durable Object ID: must be 64 hex digits"
                 f" (got {_shorten(text)})"
@@ -138,8 +136,12 @@ def check_name(name: str) -> bytes:
     return data
 
 
-def _is_hex(text: str) -> bool:
-    return all(character in "0123456789abcdefABCDEF" for character in text)
+def _is_id_text(text: object) -> bool:
+    return (
+        isinstance(text, str)
+        and len(text) == 2 * _ID_BYTES
+        and all(character in "0123456789abcdefABCDEF" for character in text)
+    )
 
 
 def _shorten(value: object) -> str:

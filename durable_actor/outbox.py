@@ -107,7 +107,7 @@ class Outbox:
                 rows = [waiting[i] for i in range(min(len(waiting), BATCH_EVENTS_MAX))]
                 try:
                     await sink.deliver([_event(row) for row in rows])
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001  # the sink's; tried again
                     failures += 1
                     self.failed_attempts += 1
                     delay_ms = self._backoff_ms(failures)

@@ -76,4 +76,6 @@ class EventSink(Protocol):
     event at least once.
     """
 
-    async def deliver(self, events: Sequence[OutboxEvent], /) -> None: ...
+    async def deliver(self, events: Sequence[OutboxEvent], /) -> None:
+        """Take some events, oldest first."""
+        ...

@@ -1,7 +1,7 @@
 """`DurableObjectState`: the `ctx` an object is given.
 
-It is a face: everything it does is done by the activation behind it, which it knows only
-as the `Owner` protocol.
+It is a face: everything it does is done by the activation behind it, which it knows
+only as the `Owner` protocol.
 """
 
 from __future__ import annotations
@@ -21,23 +21,37 @@ T = TypeVar("T")
 class Owner(Protocol):
     """What the state needs from the activation it belongs to."""
 
+    @property
+    def clock(self) -> Clock:
+        """The host's clock."""
+        ...
+
+    @property
+    def random(self) -> random.Random:
+        """The host's source of randomness."""
+        ...
+
     def block_concurrency_while(
         self, callback: Callable[[], Awaitable[T]]
-    ) -> asyncio.Future[T]: ...
+    ) -> asyncio.Future[T]:
+        """Run `callback` with every other event held back."""
+        ...
 
-    def wait_until(self, awaitable: Awaitable[Any]) -> asyncio.Future[Any]: ...
+    def wait_until(self, awaitable: Awaitable[T]) -> asyncio.Future[T]:
+        """Run something in the background."""
+        ...
 
-    def abort(self, reason: str | None) -> NoReturn: ...
+    def abort(self, reason: str | None) -> NoReturn:
+        """Throw the activation away."""
+        ...
 
-    def emit(self, event: Mapping[str, object]) -> None: ...
+    def emit(self, event: Mapping[str, object]) -> None:
+        """Put an event in the outbox."""
+        ...
 
-    def set_attributes(self, attributes: Mapping[str, str]) -> None: ...
-
-    @property
-    def clock(self) -> Clock: ...
-
-    @property
-    def random(self) -> random.Random: ...
+    def set_attributes(self, attributes: Mapping[str, str]) -> None:
+        """Publish a few texts in the directory."""
+        ...
 
 
 class DurableObjectState:
@@ -76,7 +90,8 @@ class DurableObjectState:
         """Run `callback` with every other event held back; its result can be awaited.
 
         It starts at once. In a constructor do not await it (a constructor cannot): the
-        first event waits for it. If the callback fails, the object is reset; its writes since then are lost.
+        first event waits for it. If the callback fails, the object is reset; its writes
+        since then are lost.
 
         Raises:
             ObjectResetError: The callback failed or took more than 30 seconds.

@@ -73,7 +73,9 @@ class ManualClock:
         """Move forwards, stopping at each timer until its consequences have settled."""
         until_ms = self._now_ms + duration_ms(by)
         await settle()
-        while (due_at_ms := self.next_timer_at_ms) is not None and due_at_ms <= until_ms:
+        while (
+            due_at_ms := self.next_timer_at_ms
+        ) is not None and due_at_ms <= until_ms:
             self.jump(due_at_ms)
             await settle()
         self.jump(until_ms)
@@ -106,7 +108,7 @@ async def settle() -> None:
     while quiet < _QUIET_LOOKS:
         await asyncio.sleep(0)
         # The loop's own list of what is ready; there is no public way to ask.
-        if loop._ready or any(  # type: ignore[attr-defined]
+        if loop._ready or any(  # type: ignore[attr-defined]  # noqa: SLF001
             task.get_name() in _STORAGE_TASKS for task in asyncio.all_tasks()
         ):
             quiet = 0
@@ -136,19 +138,23 @@ class TestHost:
         self.directory = directory
         self.clock = ManualClock()
         self.host: Host
-        self._make = lambda: Host(
-            directory,
-            classes=classes,
-            env=env,
-            config=config,
-            clock=self.clock,
-            rng=random.Random(seed),  # noqa: S311  # repeatable, not secret
-            driver=driver,
-        )
+        self._classes = tuple(classes)
+        self._env = env
+        self._config = config
+        self._seed = seed
+        self._driver: DriverKind = driver
 
     async def start(self) -> None:
         """Open a host on the directory."""
-        self.host = self._make()
+        self.host = Host(
+            self.directory,
+            classes=self._classes,
+            env=self._env,
+            config=self._config,
+            clock=self.clock,
+            rng=random.Random(self._seed),  # noqa: S311  # repeatable, not secret
+            driver=self._driver,
+        )
         await self.host.open()
 
     async def advance(self, by: Duration) -> None:

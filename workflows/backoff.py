@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from durable_actor import TIME_MS_MAX, Duration, duration_ms
+from durable_actor import Duration, duration_ms
 from workflows.errors import NonRetryableError
 
 Curve = Literal["constant", "linear", "exponential"]
@@ -34,7 +34,7 @@ class Backoff:
     curve: Curve
     base_ms: int
     growth: float = 1.0  # milliseconds added (linear), or factor (exponential)
-    max_ms: int = TIME_MS_MAX
+    max_ms: int | None = None
     jitter: float = 0.0  # up to this share is added at random, so that retries spread
 
     def __post_init__(self) -> None:
@@ -116,8 +116,8 @@ class Backoff:
         else:
             # Far beyond every bound long before the 64th doubling, and still a float.
             delay = self.base_ms * self.growth ** min(failures - 1, 64)
-        delay = min(delay, self.max_ms)
-        return min(round(delay * (1 + self.jitter * source.random())), self.max_ms)
+        delay *= 1 + self.jitter * source.random()
+        return round(delay if self.max_ms is None else min(delay, self.max_ms))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,9 @@ class Retry:
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
-            raise ValueError(f"max_attempts must be at least 1, got {self.max_attempts}")
+            raise ValueError(
+                f"max_attempts must be at least 1, got {self.max_attempts}"
+            )
         if not isinstance(self.delay, Backoff):
             duration_ms(self.delay)
         if self.max_duration is not None:

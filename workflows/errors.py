@@ -16,7 +16,8 @@ WorkflowError                    (a durable_actor.DurableActorError)
 ├── StepLimitError               more steps than one run may have
 ├── NonRetryableError            raised by step code: do not try again
 ├── NondeterminismError          a replay met another step than the recorded one
-└── RecoveryExhaustedError       too many restarts without any progress
+├── RecoveryExhaustedError       too many restarts without any progress
+└── TrackerError                 a collector did not take a batch of events
 
 The fields carry the facts and the messages are made from them.
 """
@@ -273,3 +274,21 @@ class RecoveryExhaustedError(WorkflowError):
         super().__init__(
             f"interrupted again after {recoveries} recoveries without any progress"
         )
+
+
+class TrackerError(WorkflowError):
+    """The collector at `endpoint` did not take a batch; `status` if it answered.
+
+    The host offers the same events again later. No run waits for that.
+    """
+
+    code = "tracker_failed"
+    retryable = True
+
+    def __init__(
+        self, endpoint: str, detail: str, *, status: int | None = None
+    ) -> None:
+        self.endpoint = endpoint
+        self.detail = detail
+        self.status = status
+        super().__init__(f"{endpoint}: {detail}")

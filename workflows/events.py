@@ -25,7 +25,9 @@ from durable_actor import to_datetime
 from workflows.errors import ErrorInfo
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, rename="camel", tag_field="type"):
+class Event(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", tag_field="type"
+):
     """What all events have in common: a type, and no more."""
 
 

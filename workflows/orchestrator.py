@@ -68,7 +68,7 @@ from workflows.machine import (
 )
 from workflows.recovery import Finish, GiveUp, LeaveAlone, Recovery, TakeUp, decide
 from workflows.registry import Registry
-from workflows.retention import purge_at_ms
+from workflows.retention import ended_at_ms, purge_at_ms
 from workflows.signals import Abandon, Suspend
 from workflows.steps import Step
 from workflows.tracker import Announcer
@@ -136,10 +136,10 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policies:
-    """What was decided when the engine class was made. `None` keeps for ever."""
+    """What was decided when the engine class was made."""
 
     recovery: Recovery
-    retention_ms: int | None
+    retention_ms: int | None  # None: for ever
     resident_sleep_ms: int
 
 
@@ -155,6 +155,7 @@ class Orchestrator:
         source: random.Random,
         env: Env,
         *,
+        label: str,
         policies: Policies,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Future[None]],
         publish: Callable[[Mapping[str, str]], None],
@@ -165,6 +166,7 @@ class Orchestrator:
         self._clock = clock
         self._random = source
         self._env = env
+        self._label = label  # what the run is called before it has a record
         self._policies = policies
         self._spawn = spawn
         self._publish = publish
@@ -308,6 +310,35 @@ class Orchestrator:
                 if context is not None:
                     context.close(Abandon(reason))
         return CancelResult(cancelled=True, reason=reason)
+
+    async def meta(self, key: str) -> Any:
+        """Return one fact about the run, None if there is no such fact."""
+        record = self._journal.record
+        if record is None:
+            return None
+        if key == "input":
+            return await self._journal.read_input()
+        if key == "output":
+            return await self._journal.read_output()
+        facts = {
+            "id": record.run_id,
+            "workflow": record.workflow,
+            "created_at_ms": record.created_at_ms,
+            "started_at_ms": record.started_at_ms,
+            "ended_at_ms": ended_at_ms(record.status),
+            "recoveries": record.recoveries,
+            "cancel_requested": record.cancel_requested,
+        }
+        return facts.get(key)
+
+    async def completed_steps(self) -> list[str]:
+        """Return the steps that have a result, in the order they ended."""
+        return completed(await self._journal.read_steps())
+
+    @property
+    def status(self) -> Status | None:
+        """The status, None if there is no run."""
+        return None if self._journal.record is None else self._journal.record.status
 
     def resume(self) -> None:
         """Try a parked run again, with the code of today.
@@ -494,7 +525,9 @@ class Orchestrator:
             case Pause(resume_at_ms=resume_at_ms, parked=parked):
                 return events.WorkflowPaused(
                     reason="parked" if wait is None else wait.reason,
-                    resume_at=None if resume_at_ms is None else events.iso(resume_at_ms),
+                    resume_at=None
+                    if resume_at_ms is None
+                    else events.iso(resume_at_ms),
                     step_name=None if wait is None else wait.step,
                     detail=parked,
                 )
@@ -578,7 +611,7 @@ class Orchestrator:
     def _require(self) -> RunRecord:
         record = self._journal.record
         if record is None:
-            raise RunNotFoundError("")
+            raise RunNotFoundError(self._label)
         return record
 
 

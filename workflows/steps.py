@@ -161,9 +161,7 @@ class Step:
     @overload
     async def sleep(self, duration: Duration, /) -> None: ...
 
-    async def sleep(
-        self, name: Duration, duration: Duration | None = None, /
-    ) -> None:
+    async def sleep(self, name: Duration, duration: Duration | None = None, /) -> None:
         """Sleep, through restarts too. The name may be left out.
 
         Raises:
@@ -321,9 +319,7 @@ class Step:
         if not failed.is_final:
             elapsed_ms = now_ms - entry.began_at_ms
             try:
-                delay_ms = policy.next_delay_ms(
-                    number, error, elapsed_ms, self._random
-                )
+                delay_ms = policy.next_delay_ms(number, error, elapsed_ms, self._random)
             except Exception as broken:  # noqa: BLE001  # the author's is_retryable
                 error = broken
         context.announce(

@@ -17,7 +17,6 @@ import contextlib
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
-from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -46,6 +45,10 @@ class GuardPolicy:
 
 class BodyRefusedError(ProblemError):
     """The body is too large or too slow; raised where it is read, answered here."""
+
+    def __init__(self, problem: Problem, *, is_more_coming: bool) -> None:
+        super().__init__(problem)
+        self.is_more_coming = is_more_coming
 
 
 class Guard:
@@ -77,10 +80,12 @@ class Guard:
             if self._is_draining() and scope["raw_path"] not in DRAINING_PATHS:
                 raise ProblemError(problem_of(HostClosedError("It is draining.")))
             await self._app(scope, self._watched(receive), send)
+        except BodyRefusedError as error:
+            rest = receive if error.is_more_coming else None
+            await _hang_up(error.problem, send, rest)
         except ProblemError as error:
-            # Raised here, or by the body that is watched here. For everything else the
-            # application answers itself.
-            await _hang_up(error.problem, scope, receive, send)
+            rest = receive if _has_body(scope["headers"]) else None
+            await _hang_up(error.problem, send, rest)
 
     def _admit(self, scope: Scope) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
@@ -194,11 +199,14 @@ class Guard:
                     " the body were here.",
                     "Send it faster, or raise http.body_timeout.",
                 )
-                raise BodyRefusedError(refusal.problem) from None
+                raise BodyRefusedError(refusal.problem, is_more_coming=False) from None
             received += len(message.get("body", b""))
+            more = bool(message.get("more_body"))
             if received > self._policy.body_bytes_max:
-                raise BodyRefusedError(self._too_large("more").problem)
-            if not message.get("more_body"):
+                raise BodyRefusedError(
+                    self._too_large("more").problem, is_more_coming=more
+                )
+            if not more:
                 expires_at = None  # whoever asks again waits for the caller to leave
             return message
 
@@ -213,13 +221,11 @@ class Guard:
         )
 
 
-async def _hang_up(
-    problem: Problem, scope: Scope, receive: Receive, send: Send
-) -> None:
+async def _hang_up(problem: Problem, send: Send, rest: Receive | None) -> None:
     """Answer with a problem and close the connection, so that the caller can read it.
 
     Closing while the caller still sends makes its side drop the answer (a reset), so
-    what is on its way is read for a moment and thrown away.
+    the rest of a body that is on its way is read for a moment and thrown away.
     """
     body = problem.body(None)
     headers = problem.headers_to_send()
@@ -233,18 +239,21 @@ async def _hang_up(
         ],
     }
     await send(start)
-    # Nobody waits again for a body that was waited for in vain.
-    sends_body = problem.status != HTTPStatus.REQUEST_TIMEOUT and any(
-        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
-        for name, value in scope["headers"]
-    )
-    await send({"type": "http.response.body", "body": body, "more_body": sends_body})
-    if sends_body:
+    is_last = rest is None
+    await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+    if rest is not None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_SECONDS):
-                while (await receive()).get("more_body"):
+                while (await rest()).get("more_body"):
                     pass
         await send({"type": "http.response.body", "body": b""})
+
+
+def _has_body(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
+        for name, value in headers
+    )
 
 
 def _all(headers: list[tuple[bytes, bytes]], name: bytes) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from durable_actor.config import HttpConfig
 from durable_actor.errors import ConfigError
 
 BACKLOG = 2_048
@@ -47,6 +48,13 @@ class Listen:
             f"{text!r} is no address; write 127.0.0.1:8787 or unix:/path/to/socket"
         )
         raise ConfigError(message)
+
+    @classmethod
+    def configured(cls, http: HttpConfig) -> Listen:
+        """Return what the configuration says."""
+        if http.uds is not None:
+            return cls(path=Path(http.uds).absolute())
+        return cls(host=http.host, port=http.port)
 
     @property
     def is_public(self) -> bool:

@@ -11,22 +11,14 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from durable_actor.config import Binding
 from durable_actor.daemon.problems import nearest
 from durable_actor.entrypoints import ClassInfo, DurableObject
 from durable_actor.errors import ConfigError
 from durable_actor.ids import IdSpace
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Binding:
-    """One entry of `durable_objects.bindings`: a name in `env` for a class."""
-
-    name: str
-    class_name: str
 
 
 class ServedClass:
@@ -86,28 +78,32 @@ class Served:
         return found
 
 
-def load(main: str, *, directory: Path, bindings: Sequence[Binding] = ()) -> Served:
-    """Import the module `main` and return what it serves.
+def load(
+    main: Sequence[str], *, directory: Path, bindings: Sequence[Binding] = ()
+) -> Served:
+    """Import the modules of `main` and return what they serve.
 
     Args:
-        main: A dotted name, or a path to a `.py` file.
-        directory: Of the configuration; paths are relative to it, and it is searched
-            for modules first.
+        main: Dotted names, and paths to `.py` files.
+        directory: Of the configuration; it is searched for modules first, and a path
+            that is not absolute is relative to it.
         bindings: Further names for classes.
 
     Raises:
-        ConfigError: The module cannot be imported, has no class, or lacks one that a
-            binding names.
+        ConfigError: A module cannot be imported, none has a class, or a class that a
+            binding names is missing.
     """
     if not main:
-        message = 'config: `main` is missing; name your module: main = "app"'
+        message = (
+            '`main` is missing in the configuration; name your module: main = "app"'
+        )
         raise ConfigError(message)
-    module = _import(main, directory)
-    classes = list(_classes_of(module))
+    modules = [_import(name, directory) for name in main]
+    classes = [cls for module in modules for cls in _classes_of(module)]
     if not classes:
         message = (
-            f"main = {main!r}: the module has no DurableObject class; define one, or"
-            " assign the engine class of create_durable_workflows() to a name"
+            f"main = {_shown(main)}: there is no DurableObject class in it; define one,"
+            " or assign the engine class of create_durable_workflows() to a name"
         )
         raise ConfigError(message)
     return Served(classes, bindings)
@@ -119,20 +115,25 @@ def _import(main: str, directory: Path) -> ModuleType:
     path = _path_of(main, directory)
     try:
         return importlib.import_module(main) if path is None else _import_file(path)
-    except ModuleNotFoundError as error:
-        if error.name is not None and main.startswith(error.name):
-            message = (
-                f"main = {main!r}: there is no module {error.name!r} in {directory} or"
-                f" on the path. {nearest(main, _modules_in(directory))}"
-            )
-            raise ConfigError(message) from None
-        message = f"main = {main!r} imports {error.name!r}, which is not installed"
-        raise ConfigError(message) from error
     except ConfigError:
         raise
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if main == missing or main.startswith(missing + "."):
+            message = (
+                f"main = {main!r}: there is no module {missing!r} in {directory} or on"
+                f" the path. {nearest(main, _modules_in(directory))}"
+            )
+            raise ConfigError(message) from None
+        message = f"main = {main!r} imports {missing!r}, which is not installed"
+        raise ConfigError(message) from error
     except Exception as error:
         message = f"main = {main!r} failed as it was imported: {error!r}"
         raise ConfigError(message) from error
+
+
+def _shown(main: Sequence[str]) -> str:
+    return repr(main[0] if len(main) == 1 else list(main))
 
 
 def _path_of(main: str, directory: Path) -> Path | None:
@@ -141,8 +142,10 @@ def _path_of(main: str, directory: Path) -> Path | None:
         return None
     path = directory / main
     if not path.is_file():
-        files = [f"{name}.py" for name in _modules_in(directory)]
-        message = f"main = {main!r}: there is no file {path}. {nearest(main, files)}"
+        files = [f"{name}.py" for name in _modules_in(path.parent)]
+        message = (
+            f"main = {main!r}: there is no file {path}. {nearest(path.name, files)}"
+        )
         raise ConfigError(message)
     return path
 

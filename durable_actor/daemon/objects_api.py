@@ -223,12 +223,20 @@ class ObjectsApi:
         """List one page of the directory."""
         query = incoming.query
         wanted = query.get("class")
-        page = await self._host.list_objects(
-            None if wanted is None else self._class_of(wanted).name,
-            prefix=query.get("prefix", ""),
-            limit=page_limit(query.get("limit")),
-            cursor=query.get("cursor"),
-        )
+        object_class = None if wanted is None else self._class_of(wanted).name
+        try:
+            page = await self._host.list_objects(
+                object_class,
+                prefix=query.get("prefix", ""),
+                limit=page_limit(query.get("limit")),
+                cursor=query.get("cursor"),
+            )
+        except ValueError as error:
+            raise refuse(
+                "bad_request",
+                f"The page cannot be found: {error}.",
+                "Send the cursor of the page before, unchanged.",
+            ) from None
         views = [_view(entry) for entry in page.objects]
         return bodies.json_response(ObjectPageView(views, page.cursor))
 
@@ -252,8 +260,7 @@ class ObjectsApi:
     async def evict_object(self, incoming: Incoming) -> Response:
         """Evict one object."""
         served = self._class_of(incoming.names["class"])
-        _target(served, incoming)
-        evicted = await self._host.evict(served.name, incoming.names["name"])
+        evicted = await self._host.evict(_target(served, incoming))
         return bodies.json_response(Evicted(evicted))
 
     def _class_of(self, name: str) -> ServedClass:

@@ -60,16 +60,17 @@ class ObjectHost(Protocol):
 
     async def list_objects(
         self,
-        class_name: str | None = None,
+        object_class: str | None = None,
+        /,
         *,
         prefix: str = "",
         limit: int = 100,
         cursor: str | None = None,
     ) -> ObjectPage: ...
 
-    async def evict(self, namespace_name: str, name_or_id: str) -> bool: ...
+    async def evict(self, object_id: ObjectId, /) -> bool: ...
 
-    async def delete(self, object_id: ObjectId) -> bool: ...
+    async def delete(self, object_id: ObjectId, /) -> bool: ...
 
 
 class RunsApi(Protocol):

@@ -29,11 +29,12 @@ _OUTCOMES = ("not_executed", "failed", "unknown")
 
 STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "bad_arguments": 400,
-    "bad_input": 400,
     "bad_json": 400,
     "bad_request": 400,
     "foreign_id": 400,
     "invalid_id": 400,
+    "invalid_input": 400,
+    "invalid_name": 400,
     "invalid_time": 400,
     "unauthorized": 401,
     "host_refused": 403,

@@ -21,6 +21,12 @@ from uvicorn.server import ServerState
 from durable_actor.daemon.problems import Problem, refuse
 
 
+def bounded(*, head_timeout_ms: int, head_bytes_max: int) -> type[BoundedProtocol]:
+    """Return a protocol with these bounds; uvicorn makes its instances itself."""
+    bounds = {"head_timeout_ms": head_timeout_ms, "head_bytes_max": head_bytes_max}
+    return type("Protocol", (BoundedProtocol,), bounds)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """One connection, with a deadline and a size for what comes before the body."""
 
@@ -85,6 +91,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, and hang up."""
         self._refuse(refuse("bad_request", msg, "Send well-formed HTTP/1.1.").problem)
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing of packages to install: the guard refuses the request."""
 
     def _is_idle(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle  # None until the first request

@@ -50,6 +50,7 @@ class Started(msgspec.Struct, frozen=True):
     id: str
     completed: bool
     output: Any = None
+    status: dict[str, Any] | None = None
 
 
 class RunView(msgspec.Struct, frozen=True):
@@ -58,6 +59,9 @@ class RunView(msgspec.Struct, frozen=True):
     status: dict[str, Any] | None
     completed_steps: list[str]
     exists: bool
+    recoveries: int = 0
+    cancel_requested: bool = False
+    steps: list[dict[str, Any]] = []
 
 
 class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""The process: binds the socket, serves, drains on a signal, chooses the exit status.
+"""The process: opens the host, serves, drains on a signal, chooses the exit status.
 
 On SIGTERM or SIGINT readiness fails and new work is refused with 503, while the socket
 still listens; accepted work finishes within the grace; then the host is closed, which
@@ -10,21 +10,40 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from enum import IntEnum
+from pathlib import Path
+from typing import Any
 
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
-from durable_actor.daemon.listening import BACKLOG
-from durable_actor.daemon.protocol import BoundedProtocol
+from durable_actor.config import Config
+from durable_actor.daemon.app import Traffic, build_app
+from durable_actor.daemon.guard import GuardPolicy
+from durable_actor.daemon.listening import BACKLOG, Listen, bind, hosts_of, url_of
+from durable_actor.daemon.loader import Served, load
+from durable_actor.daemon.metrics import make_metrics
+from durable_actor.daemon.ports import RUNS_HOOK
+from durable_actor.daemon.protocol import BoundedProtocol, bounded
+from durable_actor.daemon.tokens import TOKEN_FILE, token_of
+from durable_actor.env import Env
+from durable_actor.errors import (
+    ConfigError,
+    DataDirectoryInUseError,
+    StorageError,
+)
+from durable_actor.host import Host
+from durable_actor.namespace import DurableObjectNamespace
 
 log = structlog.get_logger("durable_actor.daemon")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_ANSWERS_SECONDS = 1  # for answers being written when the grace is over
+_START_LINE_BYTES = 32  # of a request, beside its target: method, version, spaces
 
 
 class Exit(IntEnum):
@@ -36,6 +55,195 @@ class Exit(IntEnum):
     STORAGE_FAILED = 74
     DATA_DIRECTORY_IN_USE = 75
     CONFIG = 78
+
+    @classmethod
+    def of(cls, error: BaseException) -> Exit:
+        """Return the status that tells of an exception."""
+        match error:
+            case ConfigError() | PermissionError():
+                return cls.CONFIG
+            case DataDirectoryInUseError():
+                return cls.DATA_DIRECTORY_IN_USE
+            case StorageError():
+                return cls.STORAGE_FAILED
+            case _:
+                return cls.INTERNAL
+
+
+async def serve(
+    config: Config,
+    announce: Callable[[Mapping[str, object]], None],
+    *,
+    listen: Listen | None = None,
+) -> None:
+    """Serve until a signal asks for the end.
+
+    Args:
+        config: Everything that can be set.
+        announce: Told once, when requests are answered, where and by whom.
+        listen: Where, if not where the configuration says.
+
+    Raises:
+        ConfigError: Something in the configuration, the module or the address is wrong.
+        DataDirectoryInUseError: Another process has the data directory.
+        StorageError: The disk failed, at the start or later.
+    """
+    listen = listen or Listen.configured(config.http)
+    if listen.is_public and not config.http.allow_public:
+        message = (
+            f"{listen.host} can be reached by others; listen on 127.0.0.1, or set"
+            " http.allow_public = true (and think of TLS in front of it)"
+        )
+        raise ConfigError(message)
+    served = load(
+        config.main,
+        directory=Path(config.directory),
+        bindings=config.durable_objects.bindings,
+    )
+    host = _make_host(config, served)
+    signals = Signals()
+    with signals.handled():
+        await host.open()
+        try:
+            await _serve_host(
+                host,
+                served,
+                config,
+                listen=listen,
+                signals=signals,
+                announce=announce,
+            )
+        finally:
+            await host.close(grace_ms=0)  # whatever was to be waited for, was
+    if host.failure is not None:
+        raise host.failure
+
+
+def _make_host(config: Config, served: Served) -> Host:
+    driver = config.storage.driver
+    host = Host(
+        config=config,
+        classes=[served.cls for served in served.classes.values()],
+        # User code that holds the interpreter must not hold up commits as well.
+        driver="process" if driver == "auto" else driver,
+    )
+
+    def find(cls: type[Any] | str) -> DurableObjectNamespace[Any]:
+        if isinstance(cls, str):
+            return host.namespace_by_name(cls)
+        return host.namespace(cls)
+
+    namespaces = {name: find(bound.cls) for name, bound in served.bindings.items()}
+    host.env = Env(find, {**config.vars, **namespaces})
+    return host
+
+
+async def _serve_host(
+    host: Host,
+    served: Served,
+    config: Config,
+    *,
+    listen: Listen,
+    signals: Signals,
+    announce: Callable[[Mapping[str, object]], None],
+) -> None:
+    http = config.http
+    runs = [
+        getattr(found.cls, RUNS_HOOK)(host)
+        for found in served.classes.values()
+        if hasattr(found.cls, RUNS_HOOK)
+    ]
+    token_file = Path(http.token_file or host.directory / TOKEN_FILE)
+    token = token_of(token_file)
+    listener = bind(listen)
+    traffic = Traffic()
+    app, _ = build_app(
+        host,
+        served,
+        runs,
+        GuardPolicy(
+            token=token,
+            hosts=hosts_of(listener) | {name.lower() for name in http.allowed_hosts},
+            origins=frozenset(http.allowed_origins),
+            body_bytes_max=http.body_bytes_max,
+            header_bytes_max=http.header_bytes_max,
+            headers_max=http.headers_max,
+            target_bytes_max=http.header_bytes_max,
+            body_timeout_ms=http.body_timeout_ms,
+        ),
+        traffic,
+        debug=config.debug and not listen.is_public,
+        reasons=lambda: [] if host.state == "ok" else [f"storage_{host.state}"],
+        metrics=make_metrics(
+            host.stats, state=lambda: host.state, in_flight=lambda: traffic.in_flight
+        ),
+    )
+
+    def started() -> None:
+        facts = {
+            "event": "ready",
+            "pid": os.getpid(),
+            "listen": url_of(listener),
+            "epoch": host.epoch,
+            "data_dir": str(host.directory.absolute()),
+            "token_file": str(token_file.absolute()),
+        }
+        log.info("daemon.ready", **{key: facts[key] for key in ("listen", "epoch")})
+        announce(facts)
+
+    server = make_server(
+        app,
+        protocol=bounded(
+            head_timeout_ms=http.header_timeout_ms,
+            head_bytes_max=2 * http.header_bytes_max + _START_LINE_BYTES,
+        ),
+        idle_timeout_ms=http.idle_timeout_ms,
+        on_started=started,
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    try:
+        await _first(signals.stop.wait(), host.failed.wait(), serving)
+        drained = await _drain(host, traffic, signals, config.shutdown_grace_ms)
+        log.info("daemon.drained" if drained else "daemon.grace_over")
+        server.force_exit = not drained
+    finally:
+        server.should_exit = True
+        await serving
+        if listen.path is not None:
+            listen.path.unlink(missing_ok=True)
+
+
+async def _drain(host: Host, traffic: Traffic, signals: Signals, grace_ms: int) -> bool:
+    """Let accepted work finish; tell whether all of it did."""
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + grace_ms / 1_000
+
+    async def finish() -> bool:
+        await traffic.drain()
+        return await host.drain(max(int((give_up_at - loop.time()) * 1_000), 0))
+
+    finishing = asyncio.create_task(finish(), name="drain")
+    try:
+        async with asyncio.timeout_at(give_up_at + 1):
+            await _first(finishing, signals.now.wait(), host.failed.wait())
+    except TimeoutError:
+        return False
+    finally:
+        if not finishing.done():
+            finishing.cancel()
+            await asyncio.wait([finishing])
+    return not finishing.cancelled() and finishing.result()
+
+
+async def _first(*awaitables: Awaitable[object]) -> None:
+    """Return when the first of them is done; leave tasks alone, end the rest."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task, awaitable in zip(tasks, awaitables, strict=True):
+            if task is not awaitable:
+                task.cancel()
 
 
 class Server(uvicorn.Server):

@@ -14,7 +14,6 @@ from msgspec import UNSET, Struct, UnsetType
 
 from durable_actor.errors import DecodeError
 
-
 # Field names as they are stored: one letter, since every seal repeats them.
 _SHORT = {
     "num": "o",
@@ -30,7 +29,7 @@ _SHORT = {
 
 
 class AlarmRow(Struct, frozen=True, array_like=True):
-    """An object's alarm: when to fire, what it was set for, and what happened so far."""
+    """An object's alarm: when to fire, what it was set for, and how often it failed."""
 
     due_at_ms: int
     scheduled_at_ms: int
@@ -78,10 +77,11 @@ class Seal(Struct, omit_defaults=True, rename=_SHORT):
     cleared: bool = False
     deleted: bool = False  # the object itself goes, its directory line too
     row: ObjectRow | None = None
-    alarm: AlarmRow | None | UnsetType = UNSET
+    alarm: AlarmRow | UnsetType | None = UNSET
     events: list[EventRow] = []
     replies: list[ReplyRow] = []
     delivered: list[int] = []  # places in the outbox that have arrived
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[Seal])

@@ -356,7 +356,7 @@ class Committer:
         before = [self.pending(raw) for raw, _ in asked]
         try:
             found = await self._driver.read(LoadObjects([raw for raw, _ in asked]))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # goes to everyone who asked
             for _, answer in asked:
                 if not answer.done():
                     answer.set_exception(error)

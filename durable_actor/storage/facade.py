@@ -10,9 +10,8 @@ behaviour, in snake_case, with the camelCase names as aliases.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, overload
 
 from msgspec import UNSET
@@ -38,13 +37,19 @@ class StorageOwner(Protocol):
     """What the storage of an object needs from its activation."""
 
     @property
-    def clock(self) -> Clock: ...
+    def clock(self) -> Clock:
+        """The host's clock."""
+        ...
 
     @property
-    def has_alarm_handler(self) -> bool: ...
+    def has_alarm_handler(self) -> bool:
+        """Whether the class can take an alarm."""
+        ...
 
     @property
-    def limits(self) -> KeyValueLimits: ...
+    def limits(self) -> KeyValueLimits:
+        """The sizes that keys and values may have."""
+        ...
 
     def wrote(self) -> None:
         """Plan the end of this turn."""
@@ -79,8 +84,8 @@ class Ready(Generic[T]):
 
 
 _DONE: Ready[None] = Ready(None)
-_TRUE: Ready[bool] = Ready(True)  # noqa: FBT003  # a value, not an option
-_FALSE: Ready[bool] = Ready(False)  # noqa: FBT003
+_TRUE: Ready[bool] = Ready(True)  # a value, not an option
+_FALSE: Ready[bool] = Ready(False)
 
 # The innermost open transaction of the running code, if any.
 _current: contextvars.ContextVar[DurableObjectTransaction | None] = (
@@ -272,9 +277,7 @@ class KeyValueStorage:
         if len(wanted) > limits.batch_entries_max:
             raise StorageLimitError("delete", _too_many(len(wanted), limits))
         unknown = [key for key in wanted if self._overlay.lookup(key) is UNSET]
-        existed = sum(
-            self._overlay.lookup(key) not in (None, UNSET) for key in wanted
-        )
+        existed = sum(self._overlay.lookup(key) not in (None, UNSET) for key in wanted)
         for key in wanted:
             self._overlay.delete(key)
         self._owner.wrote()
@@ -296,7 +299,9 @@ class KeyValueStorage:
         value = self._overlay.lookup(key)
         return decode(value) if isinstance(value, bytes) else default
 
-    async def _fetch_many(self, keys: list[str], missing: list[str]) -> dict[str, Any]:
+    async def _fetch_many(
+        self, keys: Sequence[str], missing: Sequence[str]
+    ) -> dict[str, Any]:
         await self._read(self._owner.large_object().fetch(missing))
         return _decoded({key: self._overlay.lookup(key) for key in keys})
 
@@ -307,7 +312,7 @@ class KeyValueStorage:
     async def _existed(self, key: str) -> bool:
         return await self._count_existed(0, [key]) > 0
 
-    async def _count_existed(self, count: int, unknown: list[str]) -> int:
+    async def _count_existed(self, count: int, unknown: Sequence[str]) -> int:
         """Ask the disk which of some keys, deleted meanwhile, had been there."""
         reader = self._owner.large_object()
         return count + len(await self._read(reader.stored(unknown)))

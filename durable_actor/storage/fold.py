@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -33,8 +33,8 @@ from durable_actor.storage.integrity import value_crc
 
 CHUNK_ROWS_MAX = 512  # a chunk this size delays a commit by a few milliseconds
 
-Parameter = int | str | bytes | None
-Statement = tuple[str, list[Parameter]]
+Parameter: TypeAlias = int | str | bytes | None
+Statement: TypeAlias = tuple[str, list[Parameter]]
 _Row = TypeVar("_Row")
 
 
@@ -49,7 +49,7 @@ class ObjectChange:
         self.cleared = False
         self.deleted = False
         self.row: ObjectRow | None = None
-        self.alarm: AlarmRow | None | UnsetType = UNSET
+        self.alarm: AlarmRow | UnsetType | None = UNSET
         self.replies: list[ReplyRow] | None = None
 
     def add(self, seal: Seal) -> None:
@@ -167,9 +167,7 @@ def _key_chunks(merged: Merged, nums: Sequence[int]) -> Iterator[list[Statement]
 
 
 def _row_chunks(merged: Merged, nums: Sequence[int]) -> Iterator[list[Statement]]:
-    lines = [
-        (num, row) for num in nums if (row := merged.objects[num].row) is not None
-    ]
+    lines = [(num, row) for num in nums if (row := merged.objects[num].row) is not None]
     for rows in _parts(lines):
         sql = (
             "INSERT INTO object (num, id, class, name, created_at_ms, used_at_ms,"

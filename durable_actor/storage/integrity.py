@@ -64,7 +64,7 @@ class DirectoryLock:
             return False
         # Whoever replaced the file meanwhile would lock another inode than ours.
         try:
-            return os.stat(self.path).st_ino == os.fstat(self.fd).st_ino
+            return self.path.stat().st_ino == os.fstat(self.fd).st_ino
         except FileNotFoundError:
             return False
 
@@ -82,7 +82,7 @@ def prepare_directory(directory: Path) -> None:
     """
     if not directory.exists():
         directory.mkdir(parents=True, mode=0o700)
-        os.chmod(directory, 0o700)
+        directory.chmod(0o700)  # whatever the umask says
         for folder in (directory, directory.parent):
             sync_directory(folder)
     status = directory.stat()

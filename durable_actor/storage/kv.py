@@ -1,7 +1,7 @@
 """Ordered keys: what may be one, how ranges work, and reading them from a large object.
 
-Keys are ordered by their UTF-8 bytes, which is the order of their code points. Prefixes
-are ranges (RELIABILITY S7): from the prefix to the next text that does not begin with it.
+Keys are ordered by their UTF-8 bytes, which is the order of their code points. A prefix
+is a range (S7): from the prefix to the next text that does not begin with it.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def key_range(
 
 
 def after_prefix(prefix: str) -> str | None:
-    """Return the smallest text after every text with this prefix; None: there is none."""
+    """Return the smallest text after every text with this prefix, if any."""
     stem = prefix.rstrip(chr(_LAST_CODE_POINT))
     if not stem:
         return None
@@ -168,7 +168,9 @@ class LargeObject:
     async def _look_up(self, wanted: list[str]) -> dict[str, bytes | None]:
         found: dict[str, bytes | None] = dict.fromkeys(wanted)
         before = self._committer.pending(self._raw_id)
-        found |= await self._driver.read(ReadKeys(self._overlay.num, wanted))
+        query = ReadKeys(self._overlay.num, wanted)
+        stored = await self._driver.read(query)
+        found.update(stored)
         for change in (before, self._committer.pending(self._raw_id)):
             if change is not None:
                 if change.cleared:
@@ -185,9 +187,7 @@ class LargeObject:
             page_max = PAGE_KEYS_MAX if missing is None else min(missing, PAGE_KEYS_MAX)
             before = self._committer.pending(self._raw_id)
             rows = await self._driver.read(
-                ReadRange(
-                    self._overlay.num, start, end, page_max + 1, wanted.reverse
-                )
+                ReadRange(self._overlay.num, start, end, page_max + 1, wanted.reverse)
             )
             # The page answers for everything up to its last key, or to the end.
             is_last = len(rows) <= page_max

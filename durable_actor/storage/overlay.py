@@ -2,9 +2,9 @@
 
 Theory of operation
     Reads are answered from a cache of encoded values, filled when the object is
-    activated: all of a small object, so that absent keys are known too. Writes go to the
-    cache at once and are noted as unsealed. At the end of the turn `seal` hands all of
-    them to the committer as one unit and returns its ticket.
+    activated: all of a small object, so that absent keys are known too. Writes go to
+    the cache at once and are noted as unsealed. At the end of the turn `seal` hands all
+    of them to the committer as one unit and returns its ticket.
 
     A transaction is a stretch in which nothing is sealed, with a record of what each
     key was before; rolling back puts it back.
@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
@@ -74,7 +74,11 @@ class Overlay:
     )
 
     def __init__(
-        self, committer: Committer, object_id: ObjectId, object_class: str, loaded: Loaded
+        self,
+        committer: Committer,
+        object_id: ObjectId,
+        object_class: str,
+        loaded: Loaded,
     ) -> None:
         self._committer = committer
         self._id = object_id
@@ -105,7 +109,7 @@ class Overlay:
 
     # -- keys ---------------------------------------------------------------
 
-    def lookup(self, key: str) -> bytes | None | UnsetType:
+    def lookup(self, key: str) -> bytes | UnsetType | None:
         """Return a key's bytes, None if it is absent, UNSET if the disk must say."""
         if self.reset is not None:
             raise self.reset
@@ -333,7 +337,6 @@ class Overlay:
             if old is _ABSENT:
                 self._cache.pop(key, None)
             else:
-                assert old is not True
                 self._cache[key] = old
                 self.size_bytes += len(key) + len(old) if old is not None else 0
         if self._unsealed is not None:
@@ -341,7 +344,6 @@ class Overlay:
                 if was is _ABSENT:
                     self._unsealed.pop(key, None)
                 else:
-                    assert was is not True
                     self._unsealed[key] = was
             if not self._unsealed and not self._cleared:
                 self._unsealed = None
@@ -398,7 +400,7 @@ class Overlay:
 
 
 _HANDLED = AlarmRow(0, 0)  # the handler decided about the alarm itself
-_Before = bytes | Literal[False] | None
+_Before: TypeAlias = bytes | Literal[False] | None
 
 
 class _Undo:

@@ -91,7 +91,7 @@ class ShardStatus(Struct, frozen=True, kw_only=True):
 
 
 class Query(Struct, Generic[A], frozen=True):
-    """A question to a shard; `A` is its answer's type, `answer` the same at run time."""
+    """A question to a shard; `A` is its answer's type, `answer` too, at run time."""
 
     answer: ClassVar[Any]
 

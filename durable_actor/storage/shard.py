@@ -8,10 +8,10 @@ Promises
 Theory of operation
     One connection, in exclusive mode and WAL with `synchronous=FULL`, opened in that
     order: exclusive mode before the first access keeps the index of the WAL in memory,
-    survives a full disk, and makes a second opener fail (RELIABILITY F2 to F4). A commit
-    is one INSERT of one row. The tables are folded from the log between commits; a write
-    lock keeps a commit from falling into the middle of a fold's transaction. Checkpoints
-    are ours, between groups, and their result is checked.
+    survives a full disk, and makes a second opener fail (RELIABILITY F2 to F4). A
+    commit is one INSERT of one row. The tables are folded from the log between commits;
+    a write lock keeps a commit from falling into the middle of a fold's transaction.
+    Checkpoints are ours, between groups, and their result is checked.
 
 The only module that knows aiosqlite.
 """
@@ -35,8 +35,8 @@ from durable_actor.errors import (
     StorageFullError,
 )
 from durable_actor.failpoints import failpoint
-from durable_actor.storage import fold
 from durable_actor.storage.batch import AlarmRow, EventRow, ObjectRow, ReplyRow
+from durable_actor.storage.fold import Statement, chunks, merge
 from durable_actor.storage.integrity import row_crc, value_crc
 from durable_actor.storage.ports import (
     DirectoryEntry,
@@ -66,6 +66,10 @@ HYDRATE_KEYS_MAX = 512  # an object with more keys loads on demand
 HYDRATE_VALUE_BYTES_MAX = 16 * 1024  # so does one with a larger value
 _LOAD_OBJECTS_MAX = 100  # objects to a statement; SQLite joins at most 500 selects
 _PAGE_BYTES = 4096
+_NOTE_FOLDED = (
+    "INSERT OR REPLACE INTO meta VALUES ('folded_seq', ?), ('folded_ticket', ?),"
+    " ('last_num', ?), ('last_event', ?)"
+)
 
 
 class Shard:
@@ -151,19 +155,18 @@ class Shard:
         if not batches:
             return
         last_seq, last_ticket = self._seq, self._last_ticket
-        merged = fold.merge(batches)
+        merged = merge(batches)
         # Numbers are never used twice, not even after their object is deleted.
         self._last_num = max(self._last_num, *merged.objects, 0)
         self._last_event = max(self._last_event, *(e.seq for e in merged.events), 0)
-        for statements in fold.chunks(merged):
+        for statements in chunks(merged):
             await self._transact(statements)
             failpoint("fold.chunk")
         await self._transact(
             [
                 ("DELETE FROM log WHERE seq <= ?", [last_seq]),
                 (
-                    "INSERT OR REPLACE INTO meta VALUES ('folded_seq', ?),"
-                    " ('folded_ticket', ?), ('last_num', ?), ('last_event', ?)",
+                    _NOTE_FOLDED,
                     [last_seq, last_ticket, self._last_num, self._last_event],
                 ),
             ]
@@ -284,7 +287,7 @@ class Shard:
             self._wal_bytes = 0
             self._checkpoints += 1
 
-    async def _transact(self, statements: list[fold.Statement]) -> None:
+    async def _transact(self, statements: list[Statement]) -> None:
         async with self._write:
             try:
                 await self._all("BEGIN IMMEDIATE")
@@ -304,7 +307,7 @@ class Shard:
         rows = await self._all("SELECT value FROM meta WHERE key = ?", [key])
         return int(rows[0][0]) if rows else 0
 
-    async def _answer(self, query: Query[A]) -> object:  # noqa: PLR0911  # a table of questions
+    async def _answer(self, query: Query[A]) -> object:  # a table of questions
         match query:
             case LoadObjects(ids=ids):
                 return await self._load(ids)

@@ -11,9 +11,10 @@ from typing import Any
 import httpx2
 
 from durable_actor import codec
+from durable_actor.config import Binding
 from durable_actor.daemon.app import Traffic, build_app
 from durable_actor.daemon.guard import GuardPolicy
-from durable_actor.daemon.loader import Binding, Served
+from durable_actor.daemon.loader import Served
 from durable_actor.daemon.ports import RunsApi
 from durable_actor.daemon.routing import Routes
 from durable_actor.entrypoints import DurableObject
@@ -92,7 +93,7 @@ class FakeHost:
         self._classes = {cls.__name__: cls for cls in classes}
         self.entries: list[FakeEntry] = []
         self.calls: list[tuple[ObjectId, str, CallOptions]] = []
-        self.evicted: list[tuple[str, str]] = []
+        self.evicted: list[ObjectId] = []
         self.deleted: list[ObjectId] = []
 
     async def call(
@@ -110,7 +111,7 @@ class FakeHost:
 
     async def list_objects(
         self,
-        class_name: str | None = None,
+        object_class: str | None = None,
         *,
         prefix: str = "",
         limit: int = 100,
@@ -119,15 +120,15 @@ class FakeHost:
         found = [
             entry
             for entry in self.entries
-            if class_name in (None, entry.object_class)
+            if object_class in (None, entry.object_class)
             and (entry.name or "").startswith(prefix)
         ]
         start = int(cursor or 0)
         end = start + limit
         return FakePage(found[start:end], str(end) if end < len(found) else None)
 
-    async def evict(self, namespace_name: str, name_or_id: str) -> bool:
-        self.evicted.append((namespace_name, name_or_id))
+    async def evict(self, object_id: ObjectId) -> bool:
+        self.evicted.append(object_id)
         return True
 
     async def delete(self, object_id: ObjectId) -> bool:

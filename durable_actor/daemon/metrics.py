@@ -1,0 +1,107 @@
+"""`/metrics`: the counters of one host in the text format of Prometheus.
+
+Each daemon has its own registry, so that two in one process do not collide. The name of
+an object is never a label.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+_STATES: Final = ("ok", "full", "failed")
+
+# The field of the host's statistics: the metric, and what it means.
+_GAUGES: Final[Mapping[str, tuple[str, str]]] = {
+    "objects_resident": ("durable_objects_resident", "Objects in memory."),
+    "objects_waiting_events": (
+        "durable_mailbox_waiting_events",
+        "Events that wait in mailboxes.",
+    ),
+    "mailbox_depth_max": (
+        "durable_mailbox_depth_max",
+        "Events that wait in the fullest mailbox.",
+    ),
+    "cached_bytes": ("durable_objects_cached_bytes", "Stored values kept in memory."),
+    "alarms_near": ("durable_alarms_near", "Alarms on the wheel."),
+    "durable_ticket": ("durable_commit_ticket", "The newest turn that is on disk."),
+    "events_waiting": (
+        "durable_outbox_waiting_events",
+        "Events on their way to a sink.",
+    ),
+    "epoch": ("durable_epoch", "How often the data directory has been opened."),
+}
+_COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
+    "calls": ("durable_calls", "Events delivered to objects."),
+    "calls_failed": ("durable_calls_failed", "Deliveries that raised."),
+    "shed": ("durable_shed", "Events refused because a mailbox was full."),
+    "activated": ("durable_activations", "Objects loaded into memory."),
+    "reset": ("durable_resets", "Activations that broke."),
+    "alarms_delivered": ("durable_alarms_delivered", "Alarm handlers run."),
+    "alarms_failed": ("durable_alarms_failed", "Alarm handlers that raised."),
+    "alarms_abandoned": ("durable_alarms_abandoned", "Alarms given up."),
+    "groups_committed": ("durable_commits", "Transactions, one sync each."),
+    "turns_committed": ("durable_turns", "Turns made durable."),
+    "events_delivered": ("durable_outbox_delivered", "Events a sink has taken."),
+    "events_dropped": ("durable_outbox_dropped", "Events dropped at a full outbox."),
+}
+
+
+class HostCollector(Collector):
+    """Asks the host when it is asked."""
+
+    def __init__(
+        self,
+        stats: Callable[[], Any],
+        *,
+        state: Callable[[], str],
+        in_flight: Callable[[], int],
+    ) -> None:
+        self._stats = stats
+        self._state = state
+        self._in_flight = in_flight
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric. A field without a description is not shown."""
+        values = dataclasses.asdict(self._stats())
+        for field, (name, text) in _GAUGES.items():
+            if field in values:
+                yield GaugeMetricFamily(name, text, value=values[field])
+        for field, (name, text) in _COUNTERS.items():
+            if field in values:
+                yield CounterMetricFamily(name, text, value=values[field])
+        state = GaugeMetricFamily(
+            "durable_storage_state", "1 for the state storage is in.", labels=["state"]
+        )
+        current = self._state()
+        for name in _STATES:
+            state.add_metric([name], float(name == current))
+        yield state
+        yield GaugeMetricFamily(
+            "durable_http_in_flight", "Requests in flight.", value=self._in_flight()
+        )
+        build = GaugeMetricFamily(
+            "durable_build_info", "Always 1.", labels=["version", "python"]
+        )
+        build.add_metric([version("durable-actor"), platform.python_version()], 1)
+        yield build
+
+
+def make_metrics(
+    stats: Callable[[], Any],
+    *,
+    state: Callable[[], str],
+    in_flight: Callable[[], int],
+) -> Callable[[], bytes]:
+    """Return a function that renders the metrics of one host."""
+    registry = CollectorRegistry()
+    registry.register(HostCollector(stats, state=state, in_flight=in_flight))
+    ProcessCollector(registry=registry)
+    return lambda: generate_latest(registry)
