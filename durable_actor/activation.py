@@ -323,6 +323,11 @@ class Activation:
         envelope.reply.add_done_callback(_retrieve)
         self.accept(envelope, may_overlap=False)
 
+    def release(self, *, is_draining: bool) -> None:
+        """Ask the object to let go of what keeps it in memory."""
+        if self.lifecycle is Lifecycle.RUNNING and self._instance is not None:
+            self._instance._on_release(is_draining=is_draining)  # noqa: SLF001  # our hook
+
     def evict(self) -> None:
         """Let go of the object; the next event activates it again."""
         assert self.is_idle, "only an idle object can be evicted"

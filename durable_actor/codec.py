@@ -86,7 +86,7 @@ _FROZENSET: Final = 3
 _DICT: Final = 4  # with a key that is not a str: key, value, key, value...
 _INT: Final = 5  # beyond 64 bits: two's complement, big end first
 _BYTEARRAY: Final = 6
-_DATETIME: Final = 7  # ISO text, or [ISO text without zone, fold, zone]
+_DATETIME: Final = 7  # ISO text if naive or UTC, else [naive ISO text, fold, zone]
 _DATE: Final = 8
 _TIME: Final = 9  # as _DATETIME
 _TIMEDELTA: Final = 10  # [days, seconds, microseconds]
@@ -570,13 +570,11 @@ def _lower_str(value: str) -> str:
 
 
 def _lower_moment(code: int, value: datetime | time) -> msgpack.Ext:
-    zone = _zone(value.tzinfo)
-    if zone is None and not value.fold:
+    zone = value.tzinfo
+    if (zone is None or zone is UTC) and not value.fold:
         return msgpack.Ext(code, _to_bytes(value.isoformat()))
-    if zone is None:
-        zone = None if value.tzinfo is None else [_offset_us(value.tzinfo)]
     bare = value.replace(tzinfo=None, fold=0).isoformat()
-    return msgpack.Ext(code, _to_bytes([bare, value.fold, zone]))
+    return msgpack.Ext(code, _to_bytes([bare, value.fold, _zone(zone)]))
 
 
 def _read_moment(kind: type[M], data: memoryview) -> M:
@@ -587,16 +585,15 @@ def _read_moment(kind: type[M], data: memoryview) -> M:
     return kind.fromisoformat(bare).replace(tzinfo=_read_zone(zone), fold=fold)
 
 
-def _zone(zone: tzinfo | None) -> Any:
-    """Return what ISO text does not tell of a zone; None if it tells everything."""
-    if zone is None or zone is UTC:
+def _zone(zone: tzinfo | None) -> str | list[Any] | None:
+    """Return the key of a ZoneInfo, or the offset of a timezone in us and its name."""
+    if zone is None:
         return None
     if type(zone) is timezone:
-        name = zone.tzname(None)
-        offset = zone.utcoffset(None)
-        if name == timezone(offset).tzname(None):
-            return None
-        return [_offset_us(zone), _lower_str(name)]
+        offset, name = zone.utcoffset(None), zone.tzname(None)
+        is_named = name != timezone(offset).tzname(None)
+        offset_us = offset // timedelta(microseconds=1)
+        return [offset_us, _lower_str(name)] if is_named else [offset_us]
     if type(zone) is ZoneInfo and zone.key is not None:
         return _lower_str(zone.key)
     message = (
@@ -604,12 +601,6 @@ def _zone(zone: tzinfo | None) -> Any:
         " datetime.UTC, a timezone, or a ZoneInfo made from its key."
     )
     raise _RefusedError(message)
-
-
-def _offset_us(zone: tzinfo) -> int:
-    offset = zone.utcoffset(None)
-    assert offset is not None, "only a ZoneInfo's offset depends on the date"
-    return offset // timedelta(microseconds=1)
 
 
 def _read_zone(zone: Any) -> tzinfo | None:

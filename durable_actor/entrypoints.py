@@ -48,6 +48,16 @@ class DurableObject:
         self.ctx = ctx
         self.env = env
 
+    def _on_release(self, *, is_draining: bool) -> None:
+        """Let go of work in the background that can be taken up again later.
+
+        Called when the host wants this object out of memory. What is still at work
+        afterwards is waited for.
+
+        Args:
+            is_draining: The host is about to close; otherwise memory is short.
+        """
+
     def __init_subclass__(
         cls, *, concurrency: Concurrency | None = None, **kwargs: Any
     ) -> None:

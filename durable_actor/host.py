@@ -261,6 +261,8 @@ class Host:
         self._is_draining = True
         self.recurring.stop()
         await self._wheel.stop()
+        for activation in list(self._resident.values()):
+            activation.release(is_draining=True)
         try:
             async with deadline(self.clock, grace_ms):
                 while any(not a.is_idle for a in self._resident.values()):
@@ -705,14 +707,16 @@ class Host:
             return
         objects, storage = self._config.objects, self._config.storage
         idle_since = asyncio.get_running_loop().time() - objects.idle_ms / 1_000
-        idle = [a for a in self._resident.values() if a.is_idle]
-        too_many = len(self._resident) - objects.resident_max
-        too_large = (
-            sum(a.cached_bytes for a in self._resident.values())
-            - storage.cache_bytes_max
-        )
+        resident = list(self._resident.values())
+        idle = [activation for activation in resident if activation.is_idle]
+        too_many = len(resident) - objects.resident_max
+        too_large = sum(a.cached_bytes for a in resident) - storage.cache_bytes_max
         if too_many > 0 or too_large > 0:
             idle.sort(key=lambda activation: activation.used_at)
+            if too_many > len(idle):
+                # Not enough are idle: ask the others, and look again next time.
+                for activation in resident:
+                    activation.release(is_draining=False)
         for activation in idle:
             if activation.used_at <= idle_since or too_many > 0 or too_large > 0:
                 too_many -= 1

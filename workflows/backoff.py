@@ -158,10 +158,11 @@ class Retry:
         if not isinstance(backoff, Backoff):
             backoff = Backoff.constant(backoff)
         delay = backoff.delay_ms(failures, source)
-        if self.max_duration is not None:
-            if elapsed_ms + delay > duration_ms(self.max_duration):
-                return None
-        return delay
+        is_too_late = (
+            self.max_duration is not None
+            and elapsed_ms + delay > duration_ms(self.max_duration)
+        )
+        return None if is_too_late else delay
 
 
 NO_RETRY = Retry(max_attempts=1)

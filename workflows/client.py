@@ -177,7 +177,7 @@ class WorkflowClient:
         value: object = None,
         /,
         *,
-        id: str | None = None,
+        id: str | None = None,  # noqa: A002  # Cloudflare's name for it
     ) -> RunResult[Any]:
         """Start a run and return when it has ended or paused.
 
@@ -212,7 +212,7 @@ class WorkflowClient:
         value: object = None,
         /,
         *,
-        id: str | None = None,
+        id: str | None = None,  # noqa: A002  # Cloudflare's name for it
     ) -> RunResult[Any]:
         """Accept a run and return at once; it starts by itself. Otherwise as `run`.
 
@@ -245,7 +245,7 @@ class WorkflowClient:
         value: object = None,
         /,
         *,
-        id: str | None = None,
+        id: str | None = None,  # noqa: A002  # Cloudflare's name for it
     ) -> WorkflowHandle[Any]:
         """Accept a run and return a handle to it: `await handle.result()`.
 
@@ -268,7 +268,9 @@ class WorkflowClient:
     def get(self, workflow: str, id: str) -> WorkflowHandle[Any]: ...
 
     def get(
-        self, workflow: WorkflowDefinition[Any, Any] | str, id: str
+        self,
+        workflow: WorkflowDefinition[Any, Any] | str,
+        id: str,  # noqa: A002  # Cloudflare's name for it
     ) -> WorkflowHandle[Any]:
         """Return a handle to a run that was started before, without asking for it."""
         name = self._name(workflow)

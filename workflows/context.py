@@ -11,9 +11,9 @@ Theory of operation
 
     Whoever is not busy waits on a future of this class. Nobody can ask asyncio whether
     user code between two steps still has something to do, so decisions that need the
-    answer are taken when nothing has happened for a few rounds of the event loop:
-    early answers are handed out, the replay is declared over, and, when all that is left
-    are waits, the owner is told that the pass is idle.
+    answer are taken when nothing has happened for a few rounds of the event loop: early
+    answers are handed out, the replay is declared over, and, when all that is left are
+    waits, the owner is told that the pass is idle.
 
     A pass that is to end before its function does is *closed* with a signal. From then
     on every step raises that signal. A function that waits in a step itself is unwound
@@ -363,7 +363,7 @@ class RunContext:
         return hashlib.sha256("\x00".join(identity).encode()).hexdigest()[:32]
 
     def _diverge(self, error: NondeterminismError) -> NoReturn:
-        # Not raised as the error it is: the author's `except Exception` must not see it.
+        # Not raised as the error it is: an `except Exception` must not see it.
         self.diverged = error
         self.close(Suspend(None))
         raise Suspend(None)
@@ -471,7 +471,7 @@ class RunContext:
             self._owner.on_idle(min(pending, key=lambda wait: wait.due_at_ms))
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: object) -> None:
     if not isinstance(name, str) or not name:
         raise InvalidNameError("step name", name, "is not a text of at least a letter")
     try:

@@ -37,6 +37,7 @@ class WorkflowDefinition(Generic[I, O]):
         self.__doc__ = fn.__doc__
 
     def __call__(self, step: Step, value: I) -> Awaitable[O]:
+        """Run the function directly, with a step of the caller's making."""
         if self.takes_input:
             return self.fn(step, value)
         return self.fn(step)
@@ -112,7 +113,7 @@ class _Decorator:
         return WorkflowDefinition(fn, name=self._name or fn.__name__)
 
 
-def check_workflow_name(name: str) -> None:
+def check_workflow_name(name: object) -> None:
     """Refuse a name that could not be part of an object's name.
 
     Raises:

@@ -56,9 +56,9 @@ class WorkflowEngine(DurableObject):
             journal,
             self.registry,
             announcer,
-            ctx.clock,
-            ctx.random,
-            env,
+            clock=ctx.clock,
+            source=ctx.random,
+            env=env,
             label=ctx.id.name or str(ctx.id),
             policies=self.policies,
             spawn=ctx.wait_until,
@@ -117,6 +117,10 @@ class WorkflowEngine(DurableObject):
         """Try a parked run again, with the code of today."""
         self._orchestrator.resume()
 
+    def _on_release(self, *, is_draining: bool) -> None:
+        """Unwind a pass that only waits; its alarm takes it up again."""
+        self._orchestrator.release(is_draining=is_draining)
+
     async def alarm(self, info: AlarmInfo) -> None:
         """Bring the run on; see `Orchestrator.alarm`."""
         del info
@@ -143,7 +147,7 @@ class WorkflowEngine(DurableObject):
         return run_id
 
 
-def check_run_id(run_id: str) -> None:
+def check_run_id(run_id: object) -> None:
     """Refuse an id that cannot name a run.
 
     Raises:

@@ -48,8 +48,8 @@ class ErrorInfo:
         return cls(type=type(error).__name__, message=text, step=step)
 
 
-# An error is stored in the status of its run and sent with events; 2,000 characters keep
-# the sentence that matters and not the page of HTML some services answer with.
+# An error is stored in the status of its run and sent with events; 2,000 characters
+# keep the sentence that matters and not the page of HTML some services answer with.
 _MESSAGE_CHARACTERS_MAX = 2_000
 
 

@@ -1,8 +1,8 @@
 """What happened to a run, as frozen records, and their form on the wire.
 
-An event leaves through the object's outbox: it is written in the commit of the change it
-tells of and delivered at least once, in order per run. On the wire it is one flat object
-with camelCase keys. The head is the same for all:
+An event leaves through the object's outbox: it is written in the commit of the change
+it tells of and delivered at least once, in order per run. On the wire it is one flat
+object with camelCase keys. The head is the same for all:
 
     type           "step.completed"
     eventId        UUIDv7, so that a receiver can drop repeats and sort

@@ -1,10 +1,11 @@
 """`HttpBatchTracker`: posts events to a collector, in batches.
 
 It raises when a batch was not taken, and the host then offers the same events again,
-with back-off. So events wait in the outbox while the collector is away, and no run does.
+with back-off. So events wait in the outbox while the collector is away, and no run
+does.
 
-The body is `{"events": [...]}`. Only the configured address is ever asked: redirects are
-not followed, and of the answer only the status counts.
+The body is `{"events": [...]}`. Only the configured address is ever asked: redirects
+are not followed, and of the answer only the status counts.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     run            the run record: everything that must change in one write
     input, output  of the run
     events         how many events were emitted so far
-    step:<step>    one key per step or sleep: its result, its failure, or what it waits for
+    step:<step>    one key per step: its result, its failure, or what it waits for
 
 A step is its name and its occurrence: `charge`, `charge#2`. Its key is written when it
 waits and again when it has ended; after that it never changes.
@@ -11,8 +11,8 @@ waits and again when it has ended; after that it never changes.
 Promises
     `one-writer`: nothing else writes an object's keys.
     A record and the alarm that follows from it are written in one turn.
-    What is stored is plain data, readable without the code of this package; only inputs,
-    outputs, results and errors are values of the author's types.
+    What is stored is plain data, readable without the code of this package; only
+    inputs, outputs, results and errors are values of the author's types.
 """
 
 from __future__ import annotations

@@ -8,15 +8,15 @@ Theory of operation
 
     An alarm brings every run to life: it starts what is queued, resumes what is paused
     and recovers what was interrupted. Its handler waits until the run *settles*: ends,
-    or pauses. Until then the stored alarm stays where it is, so a crash in between makes
-    it fire again: no run needs any other index to be found by.
+    or pauses. Until then the stored alarm stays where it is, so a crash in between
+    makes it fire again: no run needs any other index to be found by.
 
     An alarm that comes early, or for a state that is already gone, is harmless: the
     handler looks at the record and sets the right one.
 
 Promises
-    `asleep-means-alarm`: a stored status of paused has an alarm no later than its resume
-    time, written in the same turn; only a parked run has none.
+    `asleep-means-alarm`: a stored status of paused has an alarm no later than its
+    resume time, written in the same turn; only a parked run has none.
     After `cancel` was answered no further step begins, also after a crash.
     An input, a status or an event that was answered or sent is on disk.
 """
@@ -32,7 +32,14 @@ from typing import Any, Generic, TypeVar, assert_never
 import structlog
 from msgspec.structs import replace
 
-from durable_actor import Clock, DecodeError, EncodeError, Env, StorageLimitError
+from durable_actor import (
+    Clock,
+    DecodeError,
+    EncodeError,
+    Env,
+    HostClosedError,
+    StorageLimitError,
+)
 from workflows import events
 from workflows.context import RunContext, Wait
 from workflows.errors import (
@@ -109,7 +116,7 @@ class CancelResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInfo:
-    """One step as its journal entry has it; `error` of a step that failed or retries."""
+    """One step as its journal entry has it; `error` if it failed or will retry."""
 
     name: str
     kind: str
@@ -151,10 +158,10 @@ class Orchestrator:
         journal: Journal,
         registry: Registry,
         announcer: Announcer,
+        *,
         clock: Clock,
         source: random.Random,
         env: Env,
-        *,
         label: str,
         policies: Policies,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Future[None]],
@@ -171,6 +178,8 @@ class Orchestrator:
         self._spawn = spawn
         self._publish = publish
         self._pass: _Pass | None = None
+        self._is_released = False  # the host wants the object out of memory
+        self._is_draining = False  # because it is about to close
         self._recover_at_ms: int | None = None
         self._completed: list[str] = []  # for events, while no pass knows better
         self._waiters: list[asyncio.Future[None]] = []
@@ -271,12 +280,16 @@ class Orchestrator:
 
         Raises:
             RunNotFoundError: There is no run.
+            HostClosedError: It sleeps, and the host is draining; ask again later.
         """
         while True:
             record = self._require()
             status = record.status
             if is_terminal(status) or (isinstance(status, Paused) and not is_final):
                 break
+            if self._is_draining and isinstance(status, Paused):
+                message = f"{self._label} goes on after the host has restarted"
+                raise HostClosedError(message)
             await self._until_settled()
         is_complete = isinstance(status, Completed)
         return RunResult(
@@ -386,11 +399,31 @@ class Orchestrator:
     def on_idle(self, wait: Wait) -> None:
         """Pause until the first wait is over; let go of the pass if that is far off."""
         self._change(Pause(wait.due_at_ms), wait=wait)
-        if wait.due_at_ms - self._clock.now_ms() > self._policies.resident_sleep_ms:
-            assert self._pass is not None
-            assert self._pass.context is not None
-            self._pass.context.close(Suspend(wait.due_at_ms))
-            self._pass = None
+        delay_ms = wait.due_at_ms - self._clock.now_ms()
+        if self._is_released or delay_ms > self._policies.resident_sleep_ms:
+            self._suspend(wait.due_at_ms)
+
+    def release(self, *, is_draining: bool) -> None:
+        """Let go of a pass that only waits, and of any that comes to wait later.
+
+        Whoever waits for the end of a run that sleeps is sent away if the host is
+        draining: the end will come in another process.
+        """
+        self._is_released = True
+        self._is_draining = is_draining
+        self._wake_waiters()
+        record = self._journal.record
+        if (
+            record is not None
+            and isinstance(record.status, Paused)
+            and record.status.resume_at_ms is not None
+        ):
+            self._suspend(record.status.resume_at_ms)
+
+    def _suspend(self, resume_at_ms: int) -> None:
+        current, self._pass = self._pass, None
+        if current is not None and current.context is not None:
+            current.context.close(Suspend(resume_at_ms))
 
     def on_work(self) -> None:
         """Take the pause back: a branch went on without any step having woken it."""
@@ -559,6 +592,9 @@ class Orchestrator:
         """Tell everybody who waits for the run to pause or end."""
         if is_terminal(self._require().status) or self._is_parked():
             self._pass = None
+        self._wake_waiters()
+
+    def _wake_waiters(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

@@ -11,10 +11,10 @@ Theory of operation
     branches always asks for the next one and never waits.
 
     Is it still the same function? A step is recorded only after everything that led to
-    its call was durable. So once all recorded answers were handed out, the function must
-    have met every recorded step, before it may begin a new one and before it may end.
-    If it has not, steps were renamed or removed. A function that never branched must
-    also meet them in the recorded order; for one that did, the order of calls may
+    its call was durable. So once all recorded answers were handed out, the function
+    must have met every recorded step, before it may begin a new one and before it may
+    end. If it has not, steps were renamed or removed. A function that never branched
+    must also meet them in the recorded order; for one that did, the order of calls may
     honestly differ. Either way the kind (a run, a sleep, a value) must be the same.
 
 Promises

@@ -1,8 +1,9 @@
 """What nobody may catch: control flow that unwinds a workflow function.
 
 Both derive from `BaseException`, so that `except Exception` in a workflow does not see
-them. Only the executor catches them. By the time one is raised the decision behind it is
-already sealed, so code that swallows it harms nobody: every further step raises it again.
+them. Only the executor catches them. By the time one is raised the decision behind it
+is already sealed, so code that swallows it harms nobody: every further step raises it
+again.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ Ts = TypeVarTuple("Ts")
 
 
 class Step:
-    """The durable verbs of one run. Handed to its function, valid for this pass only."""
+    """The durable verbs of one run, handed to its function for one pass."""
 
     def __init__(self, context: RunContext, env: Env, source: random.Random) -> None:
         self._context = context
@@ -161,18 +161,20 @@ class Step:
     @overload
     async def sleep(self, duration: Duration, /) -> None: ...
 
-    async def sleep(self, name: Duration, duration: Duration | None = None, /) -> None:
+    async def sleep(
+        self, name: str | Duration, duration: Duration | None = None, /
+    ) -> None:
         """Sleep, through restarts too. The name may be left out.
 
         Raises:
             InvalidTimeError: Not a duration.
             InvalidNameError: The name cannot be used.
         """
+        label: Any = name
         if duration is None:
-            name, duration = "sleep", name
-        delay_ms = duration_ms(duration)
+            label, duration = "sleep", name
         now_ms = self._context.clock.now_ms()
-        await self._sleep(cast("str", name), now_ms + delay_ms)
+        await self._sleep(label, now_ms + duration_ms(duration))
 
     @overload
     async def sleep_until(self, name: str, when: Instant, /) -> None: ...
@@ -189,11 +191,11 @@ class Step:
             InvalidTimeError: Not a time.
             InvalidNameError: The name cannot be used.
         """
+        label: Any = name
         if when is None:
-            assert not isinstance(name, str), "sleep_until needs a time"
-            name, when = "sleep", name
+            label, when = "sleep", cast("Instant", name)
         due_at_ms = instant_ms(when, now_ms=self._context.clock.now_ms())
-        await self._sleep(cast("str", name), due_at_ms)
+        await self._sleep(label, due_at_ms)
 
     async def now(self, name: str = "now") -> datetime:
         """Return the time in UTC; a replay returns the same."""

@@ -1,9 +1,9 @@
 """Where events go: the `Tracker` protocol and the two that need no network.
 
 A tracker is the `event_sink` of the engine class. The host offers it the oldest
-undelivered events, in order; if it raises, the same events are offered again later, with
-back-off. So a tracker sees each event at least once, and a slow or dead one never slows
-or fails a run.
+undelivered events, in order; if it raises, the same events are offered again later,
+with back-off. So a tracker sees each event at least once, and a slow or dead one never
+slows or fails a run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Tracker: TypeAlias = EventSink
 
 
 class NoopTracker:
-    """Takes every event and keeps none. No tracker at all is cheaper: `tracker=None`."""
+    """Takes every event and keeps none; `tracker=None` is cheaper."""
 
     async def deliver(self, events: Sequence[OutboxEvent], /) -> None:
         """Do nothing."""

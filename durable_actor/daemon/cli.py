@@ -1,8 +1,8 @@
 """The command line: `serve`, and what one asks of a daemon from a shell.
 
 Thin functions over `server`, `client` and `doctor`. Exit statuses: 0 done, 1 failed,
-2 usage, 3 not found, 4 no daemon there, 5 refused, 130 interrupted. `serve` has those of
-`server.Exit`, and a line of JSON on stderr says why it ended.
+2 usage, 3 not found, 4 no daemon there, 5 refused, 130 interrupted. `serve` has those
+of `server.Exit`, and a line of JSON on stderr says why it ended.
 """
 
 from __future__ import annotations
@@ -127,14 +127,10 @@ def serve(
 ) -> int:
     """Serve the objects and workflows of the modules that `config` names.
 
-    Parameters
-    ----------
-    config
-        The configuration; `config.toml` here if there is one.
-    data_dir
-        Where objects are kept, instead of `storage.dir`.
-    listen
-        HOST:PORT (port 0 takes a free one) or unix:PATH, instead of `[http]`.
+    Args:
+        config: The configuration; `config.toml` here if there is one.
+        data_dir: Where objects are kept, instead of `storage.dir`.
+        listen: HOST:PORT (port 0 takes a free one) or unix:PATH, instead of `[http]`.
     """
     # Only here: the other commands need neither a server nor a host.
     from durable_actor.daemon import server  # noqa: PLC0415
@@ -184,25 +180,20 @@ def call(
     object_class: str,
     name: str,
     method: str,
+    /,
     *args: str,
     kwargs: str = "{}",
     remote: Remote = _HERE,
 ) -> int:
     """Call a method of an object: `call Counter a increment 5`.
 
-    Parameters
-    ----------
-    object_class
-        The class, or the name of a binding.
-    name
-        The object's name.
-    method
-        The method.
-
     Args:
-        Arguments. What reads as JSON is JSON; anything else is text.
-    kwargs
-        Named arguments, as a JSON object.
+        object_class: The class, or the name of a binding.
+        name: The object's name.
+        method: The method.
+        *args: Arguments. What reads as JSON is JSON; anything else is text.
+        kwargs: Named arguments, as a JSON object.
+        remote: Which daemon.
     """
     target = "/".join(wire.segment(part) for part in (object_class, name, method))
 
@@ -243,6 +234,7 @@ def runs(
 @workflows.command
 def run(
     workflow: str,
+    /,
     *,
     input: str = "{}",  # noqa: A002  # the name of the option
     id: str | None = None,  # noqa: A002  # the name of the option
@@ -251,16 +243,12 @@ def run(
 ) -> int:
     """Run a workflow until it is done, asleep or failed.
 
-    Parameters
-    ----------
-    workflow
-        Its name.
-    input
-        Its input, as JSON.
-    id
-        The run's id; the same id again finds the same run. A fresh one if not given.
-    is_async
-        Only queue it.
+    Args:
+        workflow: Its name.
+        input: Its input, as JSON.
+        id: The run's id; the same id again finds the same run. Default: a fresh one.
+        is_async: Only queue it.
+        remote: Which daemon.
     """
 
     async def ask(client: Client) -> object:
@@ -273,7 +261,7 @@ def run(
 
 
 @workflows.command(name="status")
-def show_status(workflow: str, id: str, *, remote: Remote = _HERE) -> int:  # noqa: A002  # as above
+def show_status(workflow: str, id: str, /, *, remote: Remote = _HERE) -> int:  # noqa: A002  # as above
     """Show the status of a run and the steps it has completed."""
     return _run(lambda client: client.request("GET", _run_path(workflow, id)), remote)
 
@@ -282,6 +270,7 @@ def show_status(workflow: str, id: str, *, remote: Remote = _HERE) -> int:  # no
 def cancel(
     workflow: str,
     id: str,  # noqa: A002  # as above
+    /,
     *,
     reason: str | None = None,
     remote: Remote = _HERE,
@@ -301,6 +290,7 @@ def cancel(
 @app.command
 def doctor(
     directory: Path = Path("data"),
+    /,
     *,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -88,6 +89,9 @@ async def serve(
         DataDirectoryInUseError: Another process has the data directory.
         StorageError: The disk failed, at the start or later.
     """
+    os.umask(0o077)  # every file of ours is ours alone
+    for name in ("uvicorn", "apscheduler"):  # what they do, we tell ourselves
+        logging.getLogger(name).setLevel(logging.WARNING)
     listen = listen or Listen.configured(config.http)
     if listen.is_public and not config.http.allow_public:
         message = (
@@ -114,7 +118,7 @@ async def serve(
                 announce=announce,
             )
         finally:
-            await host.close(grace_ms=0)  # whatever was to be waited for, was
+            await host.close(grace_ms=0)  # if it did not come to serving
     if host.failure is not None:
         raise host.failure
 
@@ -204,9 +208,12 @@ async def _serve_host(
     try:
         await _first(signals.stop.wait(), host.failed.wait(), serving)
         drained = await _drain(host, traffic, signals, config.shutdown_grace_ms)
-        log.info("daemon.drained" if drained else "daemon.grace_over")
-        server.force_exit = not drained
+        log.info("daemon.drained" if drained else "daemon.not_drained")
     finally:
+        traffic.is_draining = True
+        # Whatever was to be waited for, was. The host first: who still waits for an
+        # object is told that it was reset, and that needs the server.
+        await host.close(grace_ms=0)
         server.should_exit = True
         await serving
         if listen.path is not None:

@@ -70,7 +70,9 @@ class ObjectChange:
         if seal.alarm is not UNSET:
             self.alarm = seal.alarm
         if seal.replies:
-            self.replies = [*(self.replies or ()), *seal.replies]
+            if self.replies is None:
+                self.replies = []
+            self.replies += seal.replies
 
     def lay_over(self, later: ObjectChange) -> ObjectChange:
         """Return a new change: this one, then `later` on top."""
@@ -162,7 +164,7 @@ def _key_chunks(merged: Merged, nums: Sequence[int]) -> Iterator[list[Statement]
         )
         values: list[Parameter] = []
         for num, key, value in rows:
-            values += (num, key, value, value_crc(key, value))
+            values += (num, key, value, value_crc(num, key, value))
         yield [(sql, values)]
 
 

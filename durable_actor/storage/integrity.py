@@ -20,14 +20,14 @@ _LOCK_PATIENCE_SECONDS = 0.8  # a dying owner's storage process lets go within t
 _LOCK_POLL_SECONDS = 0.02
 
 
-def value_crc(key: str, value: bytes) -> int:
-    """Return the checksum of one stored key and its value."""
-    return crc32(value, crc32(key.encode()))
+def value_crc(num: int, key: str, value: bytes) -> int:
+    """Return the checksum of one stored value, with its key and its object's number."""
+    return crc32(value, crc32(key.encode(), num & 0xFFFFFFFF))
 
 
 def row_crc(first_ticket: int, last_ticket: int, batch: bytes) -> int:
     """Return the checksum of one row of the log."""
-    return crc32(batch, first_ticket * 31 + last_ticket & 0xFFFFFFFF)
+    return crc32(batch, crc32(b"%d %d" % (first_ticket, last_ticket)))
 
 
 class DirectoryLock:

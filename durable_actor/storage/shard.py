@@ -479,7 +479,7 @@ def _loaded(head: Any, rows: list[tuple[str, bytes | None, int]]) -> Loaded:
     for key, value, crc in rows[:HYDRATE_KEYS_MAX]:
         if value is None:
             complete = False
-        elif value_crc(key, value) != crc:
+        elif value_crc(num, key, value) != crc:
             return Loaded(num=num, row=_row(head[1:7]), damage=f"key {key!r}")
         else:
             keys[key] = value
@@ -490,7 +490,7 @@ def _loaded(head: Any, rows: list[tuple[str, bytes | None, int]]) -> Loaded:
 
 def _checked(num: int, rows: Rows) -> list[tuple[str, bytes]]:
     for key, value, crc in rows:
-        if value_crc(key, value) != crc:
+        if value_crc(num, key, value) != crc:
             message = f"object number {num}, key {key!r}: the checksum does not match"
             raise CorruptionError(message)
     return [(key, value) for key, value, _ in rows]

@@ -93,6 +93,7 @@ class FakeHost:
         self._classes = {cls.__name__: cls for cls in classes}
         self.entries: list[FakeEntry] = []
         self.calls: list[tuple[ObjectId, str, CallOptions]] = []
+        self.called = asyncio.Event()
         self.evicted: list[ObjectId] = []
         self.deleted: list[ObjectId] = []
 
@@ -105,6 +106,7 @@ class FakeHost:
         options: CallOptions,
     ) -> object:
         self.calls.append((target, method, options))
+        self.called.set()
         cls = self._classes[target.namespace]
         instance = cls.__new__(cls)
         return codec.clone(await getattr(instance, method)(*args, **kwargs))

@@ -339,8 +339,7 @@ async def test_a_draining_daemon_refuses_new_work_and_says_when_to_come_back(
 
 async def test_a_drain_waits_for_accepted_work(web: Web) -> None:
     call = asyncio.ensure_future(web.call("wait"))
-    while not web.host.calls:
-        await asyncio.sleep(0)
+    await web.host.called.wait()
 
     drain = asyncio.ensure_future(web.traffic.drain())
     for _ in range(10):

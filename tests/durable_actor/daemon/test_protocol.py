@@ -180,7 +180,8 @@ async def test_a_head_that_is_complete_but_too_large_is_refused(served: Served) 
 
 
 @pytest.mark.parametrize(
-    "parts", [[], [b"GET /livez HT"], [b"\r\n"], [b"GET /livez HTTP/1.1\r\nHost: x\r\n"]]
+    "parts",
+    [[], [b"GET /livez HT"], [b"\r\n"], [b"GET /livez HTTP/1.1\r\nHost: x\r\n"]],
 )
 async def test_a_head_that_does_not_come_is_not_waited_for(
     served: Served, parts: list[bytes]

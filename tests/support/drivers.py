@@ -1,0 +1,71 @@
+"""A shard driver whose commits a test holds back or makes fail."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TypeVar
+
+from durable_actor import Host, StorageError
+from durable_actor.storage.ports import Group, Opened, Query, ShardDriver
+
+A = TypeVar("A")
+
+
+class PausableDriver:
+    """Stands between a committer and its driver."""
+
+    def __init__(self, driver: ShardDriver) -> None:
+        self._driver = driver
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+        # The next commits fail with these, without reaching the disk.
+        self.failures: deque[StorageError] = deque()
+        self.groups = 0
+
+    @property
+    def opened(self) -> Opened:
+        return self._driver.opened
+
+    def pause(self) -> None:
+        """Let no commit through from now on."""
+        self._resumed.clear()
+
+    def resume(self) -> None:
+        """Let through what was held back, and all that follows."""
+        self._resumed.set()
+
+    async def commit(self, group: Group) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        name = task.get_name()
+        # `settle` waits for whoever is called "commit"; this one waits for the test.
+        task.set_name("commit, held back by the test")
+        await self._resumed.wait()
+        task.set_name(name)
+        if self.failures:
+            raise self.failures.popleft()
+        self.groups += 1
+        await self._driver.commit(group)
+
+    async def fold(self) -> None:
+        await self._driver.fold()
+
+    async def read(self, query: Query[A]) -> A:
+        return await self._driver.read(query)
+
+    async def close(self) -> None:
+        self.resume()
+        await self._driver.close()
+
+    async def drop(self) -> None:
+        self.resume()
+        await self._driver.drop()
+
+
+def take_over(host: Host) -> PausableDriver:
+    """Put a `PausableDriver` between an open host and its disk."""
+    driver = PausableDriver(host.driver)
+    host.driver = driver
+    host.committer._driver = driver
+    return driver
