@@ -5,7 +5,8 @@ Theory of operation
     the drainer, which starts with the first envelope and ends with the last: an idle
     object is not a task. What may overlap (an interleaving method, a call that came
     back along its own chain, every event of a gated object) runs in a task of its own
-    once the input gate is open.
+    once the input gate is open: one is let in at a time, and the next one after the
+    first step of the one before, which may have closed the gate again.
 
     At the end of every turn the overlay is sealed. When a handler is done its answer
     goes to the output gate, and the next event starts at once: nobody waits for the
@@ -25,6 +26,7 @@ import asyncio
 import contextvars
 import itertools
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -65,7 +67,7 @@ T = TypeVar("T")
 ALARM_BACKOFF_DOUBLINGS_MAX = 9  # 2 s doubled nine times: about 17 minutes
 ALARM_JITTER = 0.25  # added, never taken away
 ATTRIBUTES_MAX = 16
-SIDE_LINE_MAX = 1_000  # events that may overlap, waiting for the input gate
+BLOCK_DEPTH_MAX = 64  # blocks inside blocks, as on Cloudflare
 ATTRIBUTE_CHARACTERS_MAX = 256
 
 log = structlog.get_logger("durable_actor.objects")
@@ -162,8 +164,8 @@ class Delivery:
         self.number = next(_delivery_numbers)
         self.chain = (*chain, self.number)
         self.task = asyncio.current_task()
-        # The activation whose answer the handler itself awaits, for finding deadlocks.
-        self.awaits: Activation | None = None
+        # What the handler itself awaits, and where, for finding deadlocks.
+        self.awaits: tuple[Activation, Envelope] | None = None
 
 
 # The delivery that the running code belongs to, if any.
@@ -172,14 +174,32 @@ current_delivery: contextvars.ContextVar[Delivery | None] = contextvars.ContextV
 )
 
 
+class _Block:
+    """One call of `block_concurrency_while`, and the one it was made in."""
+
+    __slots__ = ("depth", "parent", "task")
+
+    def __init__(self, parent: _Block | None) -> None:
+        self.parent = parent
+        self.depth: int = 1 if parent is None else parent.depth + 1
+        self.task: asyncio.Future[Any]
+
+
+_current_block: contextvars.ContextVar[_Block | None] = contextvars.ContextVar(
+    "durable_actor_block", default=None
+)
+
+
 class Activation:
     """One live object."""
 
     __slots__ = (
+        "_admitted",
         "_alarm_is_queued",
         "_background",
         "_blocking",
         "_drainer",
+        "_held_answers",
         "_host",
         "_input",
         "_instance",
@@ -195,7 +215,7 @@ class Activation:
         "id",
         "info",
         "lifecycle",
-        "used_at",
+        "used_at_ms",
     )
 
     def __init__(
@@ -205,11 +225,17 @@ class Activation:
         self.info = info
         self.id = object_id
         self.lifecycle = Lifecycle.COLD
-        self.used_at = 0.0  # loop time of the last event, seconds
+        self.used_at_ms = 0  # when the last event came
         self._input = InputGate(self._pump)
         self._output = OutputGate(host.committer)
         self._line = Mailbox(host.settings.bounds)
-        self._side_line: list[Envelope] | None = None  # may overlap; waits for the gate
+        self._side_line: deque[Envelope] | None = (
+            None  # may overlap; waits for the gate
+        )
+        # Invariant: let in by the gate, and its first step is still to come.
+        self._admitted: Envelope | None = None
+        # Answers that may rest on a transaction which is not over.
+        self._held_answers: list[Envelope] | None = None
         self._overlay: Overlay | None = None
         self._instance: DurableObject | None = None
         # Invariant: each delivery that has begun and not ended, by its number.
@@ -217,7 +243,7 @@ class Activation:
         self._drainer: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] | None = None
         self._background: set[asyncio.Future[Any]] | None = None
-        self._blocking: list[asyncio.Future[Any]] | None = None
+        self._blocking: list[_Block] | None = None
         self._kept: _KeptReplies | None = None
         self._alarm_is_queued = False
         self._turn_is_planned = False
@@ -237,6 +263,7 @@ class Activation:
             self.lifecycle is Lifecycle.RUNNING
             and self._drainer is None
             and not self._running
+            and self._admitted is None
             and not self._background
             and not self._tasks
             and len(self._line) == 0
@@ -262,6 +289,15 @@ class Activation:
         """Depend on what an answer rested on."""
         self._output.depend_on(ticket)
 
+    def check_unbroken(self) -> None:
+        """Refuse to go on with code whose object is gone.
+
+        Raises:
+            ObjectResetError: Why it is gone; nothing was done.
+        """
+        if self._reset is not None:
+            raise self._reset_error(self._reset.detail, "not_executed")
+
     @property
     def waiting(self) -> int:
         """How many events wait in the mailbox."""
@@ -281,7 +317,7 @@ class Activation:
         """
         self._move(Lifecycle.STARTING)
         self._input.hold()
-        self._spawn(self._start(predecessor_ticket), "start")
+        self._spawn(self._start(predecessor_ticket))
 
     def accept(self, envelope: Envelope, *, may_overlap: bool) -> None:
         """Take an event, to be run when its turn comes.
@@ -290,27 +326,32 @@ class Activation:
             ObjectOverloadedError: The mailbox met a bound.
             ObjectDeadlockError: The sender would wait for itself.
         """
-        loop = asyncio.get_running_loop()
-        self.used_at = now = loop.time()
-        if self._may_enter(envelope, may_overlap=may_overlap):
-            if self._input.is_open or self._is_own_chain(envelope):
-                self._spawn(self._run(envelope), envelope.label)
-            else:
-                if self._side_line is None:
-                    self._side_line = []
-                self._check_room(
-                    len(self._side_line) >= SIDE_LINE_MAX, "too many events wait"
-                )
-                self._side_line.append(envelope)
+        self.used_at_ms = self._host.clock.now_ms()
+        if self._is_own_chain(envelope):
+            self._spawn(self._run(envelope), envelope)
             return
+        line, bounds = self._line, self._host.settings.bounds
+        if may_overlap:
+            if self._side_line is None:
+                self._side_line = deque()
+            is_full = len(self._side_line) >= bounds.events_max
+            self._check_room(
+                is_full and not self._input.is_open, "too many events wait"
+            )
+            self._side_line.append(envelope)
+            self._pump()
+            return
+        now = asyncio.get_running_loop().time()
+        if len(line):
+            envelope.measure()
         if not envelope.is_internal:
-            refusal = self._line.refusal(envelope.size_bytes, now)
-            if refusal is not None:
-                self._check_room(True, refusal)
+            if not (self.info.is_gated and self._input.is_open):
+                refusal = line.refusal(envelope.size_bytes, now)
+                self._check_room(refusal is not None, refusal or "")
             if envelope.sender is not None:
                 self._check_deadlock(envelope.sender)
-        self._line.put(envelope, now)
-        if self._drainer is None and self._input.is_open:
+        line.put(envelope, now)
+        if self._drainer is None:
             self._pump()
 
     def fire_alarm(self) -> None:
@@ -332,6 +373,10 @@ class Activation:
         """Let go of the object; the next event activates it again."""
         assert self.is_idle, "only an idle object can be evicted"
         self._move(Lifecycle.COLD)
+        if self._overlay is not None:
+            # A task that nobody told us of must not write beside the next activation.
+            reason = "the object was evicted; keep tasks alive with ctx.wait_until"
+            self._overlay.break_off(self._reset_error(reason, "failed"))
 
     def break_off(
         self, reason: str, *, outcome: Outcome = "unknown", counts: bool = False
@@ -359,10 +404,11 @@ class Activation:
             self._host.alarm_undelivered(self.id)
         for _, envelope in running:
             envelope.fail(self._reset_error(reason, outcome))
-        waiting = [*self._line.take_all(), *(self._side_line or ())]
-        for envelope in waiting:
+        for envelope in self._held_answers or ():
+            envelope.fail(self._reset_error(reason, outcome))
+        self._held_answers = None
+        for envelope in self._take_waiting():
             envelope.fail(self._reset_error(reason, "not_executed"))
-        self._side_line = None
         self._host.forget(self)
         here = asyncio.current_task()
         for task in (self._drainer, *(self._tasks or ()), *(self._background or ())):
@@ -424,6 +470,11 @@ class Activation:
 
     def release_input(self) -> None:
         """Undo one hold."""
+        if self._held_answers and not self._is_in_transaction:
+            held, self._held_answers = self._held_answers, None
+            self.end_turn()
+            for envelope in held:
+                self._send(envelope)
         self._input.release()
 
     def emit(self, event: Mapping[str, object]) -> None:
@@ -446,9 +497,13 @@ class Activation:
         for key, value in attributes.items():
             given: tuple[object, ...] = (key, value)
             for text in given:
-                if not isinstance(text, str) or len(text) > ATTRIBUTE_CHARACTERS_MAX:
+                if (
+                    not isinstance(text, str)
+                    or len(text) > ATTRIBUTE_CHARACTERS_MAX
+                    or not is_unicode(text)
+                ):
                     message = (
-                        f"attribute {key!r}: key and value must be text of at most"
+                        f"attribute {key!a}: key and value must be text of at most"
                         f" {ATTRIBUTE_CHARACTERS_MAX} characters"
                     )
                     raise ValueError(message)
@@ -459,16 +514,22 @@ class Activation:
         self, callback: Callable[[], Awaitable[T]]
     ) -> asyncio.Future[T]:
         """Run `callback` with the input gate held."""
-        self._input.hold()
-        before = self._blocking[-1] if self._blocking else None
-        task = asyncio.get_running_loop().create_task(
-            self._block(callback, before), name=f"block {self.id!r}"
-        )
+        block = _Block(_current_block.get())
+        if block.depth > BLOCK_DEPTH_MAX:
+            reason = "block_concurrency_while calls are nested too deeply"
+            self.break_off(reason, outcome="failed", counts=True)
+            raise self._reset_error(reason, "failed")
         if self._blocking is None:
             self._blocking = []
-        self._blocking.append(task)
+        siblings = [b.task for b in self._blocking if b.parent is block.parent]
+        self._input.hold()
+        task = asyncio.get_running_loop().create_task(
+            self._block(callback, block, siblings), name=f"block {self.id!r}"
+        )
+        block.task = task
+        self._blocking.append(block)
         self._track(task)
-        task.add_done_callback(self._unblock)
+        task.add_done_callback(lambda _: self._unblock(block))
         return task
 
     def wait_until(self, awaitable: Awaitable[T]) -> asyncio.Future[T]:
@@ -489,12 +550,12 @@ class Activation:
     # -- starting -----------------------------------------------------------------
 
     async def _start(self, predecessor_ticket: int) -> None:
+        limit_ms = self._host.settings.constructor_timeout_ms
+        scope: asyncio.Timeout | None = None
         try:
             await settle(self._host.committer, predecessor_ticket)
             await self._load()
-            async with deadline(
-                self._host.clock, self._host.settings.constructor_timeout_ms
-            ):
+            async with deadline(self._host.clock, limit_ms) as scope:
                 await self._construct()
         except asyncio.CancelledError:
             if self.lifecycle is not Lifecycle.BROKEN:
@@ -502,17 +563,19 @@ class Activation:
             raise
         except CorruptionError as error:
             self._refuse(error)
-        except TimeoutError:
-            limit_ms = self._host.settings.constructor_timeout_ms
-            self.break_off(
-                f"the constructor took more than {limit_ms} ms", outcome="not_executed"
-            )
-        except Abort:
-            pass
         except Exception as error:
-            log.exception("object.start_failed", object=repr(self.id))
-            reason = f"the constructor failed: {type(error).__name__}: {error}"
+            if scope is not None and scope.expired():
+                reason = f"the constructor took more than {limit_ms} ms"
+            else:
+                log.exception("object.start_failed", object=repr(self.id))
+                reason = f"the constructor failed: {_describe(error)}"
             self.break_off(reason, outcome="not_executed")
+        except BaseException as raised:
+            # An abort has told everyone already; alone, or inside a group.
+            reason = f"the constructor failed: {_describe(raised)}"
+            self.break_off(reason, outcome="not_executed")
+            if isinstance(raised, _ENDS_THE_PROGRAM):
+                raise
         else:
             self._move(Lifecycle.RUNNING)
             self._host.counters.activated += 1
@@ -538,6 +601,10 @@ class Activation:
             and stored.scheduled_at_ms == owed.scheduled_at_ms
         ):
             self._overlay.set_alarm(owed)
+            if owed.counted > self._host.settings.alarm_retry_limit:
+                self._overlay.set_alarm(None)
+                self._host.counters.alarms_abandoned += 1
+                log.warning("alarm.abandoned", object=repr(self.id), tries=owed.counted)
             self.wrote()
 
     async def _construct(self) -> None:
@@ -548,16 +615,15 @@ class Activation:
         current_delivery.set(delivery)
         self._instance = self.info.cls(ctx, self._host.env)
         while self._blocking:
-            await asyncio.shield(self._blocking[0])
+            await asyncio.shield(self._blocking[0].task)
         self.end_turn()
 
     def _refuse(self, error: DurableActorError) -> None:
         """Fail everyone with one error, and start afresh for the next event."""
         self._move(Lifecycle.BROKEN)
         log.error("object.corrupt", object=repr(self.id), error=str(error))
-        for envelope in [*self._line.take_all(), *(self._side_line or ())]:
+        for envelope in self._take_waiting():
             envelope.fail(error)
-        self._side_line = None
         self._host.forget(self)
         if self._alarm_is_queued:
             self._host.alarm_undelivered(self.id)
@@ -568,32 +634,64 @@ class Activation:
         """Let in whoever may come in now."""
         if self.lifecycle is not Lifecycle.RUNNING or not self._input.is_open:
             return
-        if self._side_line:
-            side, self._side_line = self._side_line, None
-            for waiting in side:
-                self._spawn(self._run(waiting), waiting.label)
-        if self.info.is_gated:
-            while (envelope := self._line.take()) is not None:
-                self._spawn(self._run(envelope), envelope.label)
-        elif self._drainer is None and len(self._line):
+        if self._admitted is None:
+            envelope = self._next_beside()
+            if envelope is not None:
+                self._admitted = envelope
+                self._spawn(self._enter(envelope), envelope)
+                # Runs after the first step of the task, which is in line before it.
+                asyncio.get_running_loop().call_soon(self._admitted_one)
+        if not self.info.is_gated and self._drainer is None and len(self._line):
             self._drainer = asyncio.get_running_loop().create_task(
                 self._drain(), name="drain", context=self._host.context.copy()
             )
 
+    def _next_beside(self) -> Envelope | None:
+        """Take the next event that need not wait for its turn."""
+        while self._side_line:
+            envelope = self._side_line.popleft()
+            if not envelope.reply.done():
+                return envelope
+        self._side_line = None
+        return self._line.take() if self.info.is_gated else None
+
+    def _admitted_one(self) -> None:
+        self._admitted = None
+        self._pump()
+
+    async def _enter(self, envelope: Envelope) -> None:
+        if self._input.is_open:
+            await self._run(envelope)
+            return
+        # Closed since it was let in; it stays the first in line.
+        if self._side_line is None:
+            self._side_line = deque()
+        self._side_line.appendleft(envelope)
+
+    def _take_waiting(self) -> list[Envelope]:
+        """Empty the lines and return what was in them."""
+        waiting = [*self._line.take_all(), *(self._side_line or ())]
+        self._side_line = None
+        return waiting
+
     async def _drain(self) -> None:
         try:
-            while (envelope := self._line.take()) is not None:
+            # Whoever closes the gate meanwhile pumps again.
+            while self._input.is_open and (envelope := self._line.take()) is not None:
                 await self._run(envelope)
-                if not self._input.is_open:
-                    break  # whoever holds it pumps again
         finally:
             self._drainer = None
         if len(self._line):
             self._pump()
 
     async def _run(self, envelope: Envelope) -> None:
-        if self._reset is not None:
-            envelope.fail(self._reset_error(self._reset.detail, "not_executed"))
+        if envelope.reply.done():
+            return  # the sender has gone
+        lost = self._host.committer.failure_of(envelope.ticket)
+        if self._reset is not None or lost is not None:
+            reason = "what the call rested on was not written"
+            reason = reason if self._reset is None else self._reset.detail
+            envelope.fail(self._reset_error(reason, "not_executed"))
             return
         delivery = Delivery(self, envelope.label, envelope.chain)
         token = current_delivery.set(delivery)
@@ -601,15 +699,13 @@ class Activation:
             self._running = {}
         self._running[delivery.number] = (delivery, envelope)
         self._output.depend_on(envelope.ticket)
-        result: Any = None
-        error: Exception | None = None
         try:
             if envelope.is_internal:
                 await envelope.function()
             elif envelope.request_id is not None:
-                result = await self._run_once(envelope)
+                envelope.result = await self._run_once(envelope)
             else:
-                result = clone(
+                envelope.result = clone(
                     await envelope.function(
                         self._instance, *envelope.args, **envelope.kwargs
                     )
@@ -617,33 +713,57 @@ class Activation:
         except asyncio.CancelledError:
             if self._reset is not None:
                 raise
-            error = self._about_me(ObjectError, "the handler was cancelled")
-        except Abort:
-            pass  # whoever aborted has told everyone
+            if _is_cancelled():
+                # Not by us: the loop is ended around us.
+                self.break_off("the event loop is ending")
+                raise
+            envelope.error = self._about_me(ObjectError, "the handler was cancelled")
         except Exception as raised:  # noqa: BLE001  # user code's; goes to the caller
-            error = raised
-        except BaseException:
-            self.break_off("the process is being stopped")
-            raise
+            envelope.error = raised
+        except BaseException as raised:
+            # An abort has told everyone already; alone, or inside a group.
+            reason = f"the handler raised {_describe(raised)}"
+            self.break_off(reason, outcome="failed", counts=True)
+            if isinstance(raised, _ENDS_THE_PROGRAM):
+                raise
         finally:
             current_delivery.reset(token)
             self._running.pop(delivery.number, None)
-            if self._reset is None:
-                self._answer(envelope, result, error)
+        if self._reset is None:
+            self._answer(envelope)
 
-    def _answer(self, envelope: Envelope, result: Any, error: Exception | None) -> None:
+    def _answer(self, envelope: Envelope) -> None:
         """Hand the answer to the output gate."""
+        counters = self._host.counters
+        counters.calls += 1
+        if envelope.error is not None:
+            counters.calls_failed += 1
+        if self._is_in_transaction and not self._is_own_chain(envelope):
+            # It may have seen what is going to be rolled back.
+            if self._held_answers is None:
+                self._held_answers = []
+            self._held_answers.append(envelope)
+            return
         if self._turn_is_planned:
-            self.end_turn()
-        self._host.counters.calls += 1
-        if error is not None:
-            self._host.counters.calls_failed += 1
-        envelope.result, envelope.error = result, error
-        if envelope.sender is not None:
-            envelope.reply_ticket = self._output.ticket
-            envelope.release(None)
-        else:
+            try:
+                self.end_turn()
+            except StorageError as failure:
+                self.break_off(str(failure))
+                envelope.fail(self._reset_error(str(failure), "unknown"))
+                return
+        self._send(envelope)
+
+    def _send(self, envelope: Envelope) -> None:
+        if envelope.sender is None:
             self._output.let_out(envelope.release)
+        elif not envelope.reply.done():
+            # Stays in this host, and so need not wait: whoever hears it depends on it.
+            envelope.sender.activation.adopt(self._output.ticket)
+            envelope.release(None)
+
+    @property
+    def _is_in_transaction(self) -> bool:
+        return self._overlay is not None and self._overlay.is_in_transaction
 
     async def _run_once(self, envelope: Envelope) -> Any:
         """Run a call that has an identity, unless its answer is known already."""
@@ -657,9 +777,6 @@ class Activation:
             ),
             self.wrote,
         )
-
-    def _may_enter(self, envelope: Envelope, *, may_overlap: bool) -> bool:
-        return may_overlap or (bool(envelope.chain) and self._is_own_chain(envelope))
 
     def _is_own_chain(self, envelope: Envelope) -> bool:
         running = self._running
@@ -678,24 +795,40 @@ class Activation:
         """
         if asyncio.current_task() is not sender.task:
             return
-        names, seen = [repr(self.id)], self
-        for _ in range(1_000):
-            blocked = [
-                delivery
-                for delivery, _ in (seen._running or {}).values()
-                if delivery.awaits is not None and not seen.info.is_gated
-            ]
-            if not blocked or blocked[0].awaits is None:
-                return
-            seen = blocked[0].awaits
-            names.append(repr(seen.id))
-            if seen is sender.activation:
+        names = [repr(self.id)]
+        before = self._delivery_before(None)
+        for _ in range(_CIRCLE_MAX):
+            if before is sender:
                 circle = " waits for ".join(names)
                 raise self._about_me(
                     ObjectDeadlockError,
                     f"{sender.label} of {sender.activation.id!r} would wait for"
                     f" {circle}, for ever",
                 )
+            if before is None or before.awaits is None:
+                return
+            place, envelope = before.awaits
+            names.append(repr(place.id))
+            before = place._delivery_before(envelope)
+
+    def _delivery_before(self, envelope: Envelope | None) -> Delivery | None:
+        """Return the delivery that has to end before an event here is answered.
+
+        Args:
+            envelope: The event; None for one that would come to the end of the line.
+        """
+        if envelope is not None and envelope.reply.done():
+            return None
+        running = list((self._running or {}).values())
+        for delivery, its_envelope in running:
+            if its_envelope is envelope:
+                return delivery
+        if envelope is not None and envelope not in self._line:
+            return None  # waits for the gate only
+        for delivery, _ in running:
+            if delivery.task is self._drainer:
+                return delivery
+        return None
 
     # -- alarms -------------------------------------------------------------------
 
@@ -718,7 +851,9 @@ class Activation:
             try:
                 await (handler(info) if self.info.alarm_takes_info else handler())
                 counters.alarms_delivered += 1
-            except Exception:
+            except (Exception, asyncio.CancelledError):
+                if self._reset is not None or _is_cancelled():
+                    raise
                 counters.alarms_failed += 1
                 log.exception(
                     "alarm.failed", object=repr(self.id), retries=alarm.retries
@@ -760,6 +895,9 @@ class Activation:
         def tell(failure: StorageError | None) -> None:
             if failure is None:
                 host.alarm_changed(object_id, due_at_ms)
+            else:
+                # The disk still has the alarm before; the object will look at it.
+                host.alarm_undelivered(object_id)
 
         host.committer.when_durable(ticket, tell)
 
@@ -774,29 +912,35 @@ class Activation:
                 self.break_off(str(error))
 
     async def _block(
-        self, callback: Callable[[], Awaitable[T]], before: asyncio.Future[Any] | None
+        self,
+        callback: Callable[[], Awaitable[T]],
+        block: _Block,
+        siblings: list[asyncio.Future[Any]],
     ) -> T:
-        if before is not None and not before.done():
-            await asyncio.wait([before])
+        _current_block.set(block)
+        if siblings and not siblings[-1].done():
+            await asyncio.wait([siblings[-1]])
         limit_ms = self._host.settings.constructor_timeout_ms
+        scope: asyncio.Timeout | None = None
         try:
-            async with deadline(self._host.clock, limit_ms):
+            async with deadline(self._host.clock, limit_ms) as scope:
                 return await callback()
         except asyncio.CancelledError:
             raise
-        except TimeoutError as error:
-            reason = f"block_concurrency_while took more than {limit_ms} ms"
-            self.break_off(reason, counts=True)
-            raise self._reset_error(reason, "failed") from error
         except Exception as error:
-            reason = f"block_concurrency_while failed: {type(error).__name__}: {error}"
-            self.break_off(reason, outcome="failed", counts=True)
+            if scope is not None and scope.expired():
+                outcome: Outcome = "unknown"
+                reason = f"block_concurrency_while took more than {limit_ms} ms"
+            else:
+                outcome = "failed"
+                reason = f"block_concurrency_while failed: {_describe(error)}"
+            self.break_off(reason, outcome=outcome, counts=True)
             raise self._reset_error(reason, "failed") from error
 
-    def _unblock(self, task: asyncio.Future[Any]) -> None:
+    def _unblock(self, block: _Block) -> None:
         if self._blocking is not None:
-            self._blocking.remove(task)
-        _retrieve(task)
+            self._blocking.remove(block)
+        _retrieve(block.task)
         self._input.release()
 
     def _background_done(self, future: asyncio.Future[Any]) -> None:
@@ -811,11 +955,26 @@ class Activation:
                     error=f"{type(error).__name__}: {error}",
                 )
 
-    def _spawn(self, coroutine: Any, label: str) -> None:
+    def _spawn(self, coroutine: Any, envelope: Envelope | None = None) -> None:
+        """Start a task; one that was cancelled before it began tells its sender."""
         task = asyncio.get_running_loop().create_task(
-            coroutine, name=label, context=self._host.context.copy()
+            coroutine,
+            name="start" if envelope is None else envelope.label,
+            context=self._host.context.copy(),
         )
         self._track(task)
+        if envelope is not None:
+
+            def ended(task: asyncio.Task[Any]) -> None:
+                if task.cancelled():
+                    reason = (
+                        "it was cancelled"
+                        if self._reset is None
+                        else self._reset.detail
+                    )
+                    envelope.fail(self._reset_error(reason, "not_executed"))
+
+            task.add_done_callback(ended)
 
     def _track(self, task: asyncio.Task[Any]) -> None:
         if self._tasks is None:
@@ -846,6 +1005,27 @@ class Activation:
 
 
 _E = TypeVar("_E", bound=ObjectError)
+_CIRCLE_MAX = 1_000  # deliveries that wait for each other, looked at for a deadlock
+_ENDS_THE_PROGRAM = (SystemExit, KeyboardInterrupt, GeneratorExit)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it has no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_cancelled() -> bool:
+    """Whether someone cancelled this task, and did not merely raise in it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 class _KeptReplies:

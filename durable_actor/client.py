@@ -88,12 +88,7 @@ class Transport(Protocol):
 
 
 class WorkflowClients(Protocol[T_co]):
-    """What `create_durable_workflows` returns second: it knows its engine class."""
-
-    @property
-    def engine(self) -> type[Any]:
-        """The object class that holds the runs."""
-        ...
+    """What `create_durable_workflows` returns second; its `engine` is the class."""
 
     def from_binding(self, binding: DurableObjectNamespace[Any], /) -> T_co:
         """Return the typed client of the runs behind a binding."""
@@ -118,9 +113,17 @@ class Client:
         """
         return DurableObjectNamespace(self, name or cls.__name__)
 
-    def workflows(self, factory: WorkflowClients[T]) -> T:
-        """Return the typed client of a set of workflows."""
-        return factory.from_binding(self.namespace(factory.engine))
+    def workflows(self, factory: WorkflowClients[T], *, name: str | None = None) -> T:
+        """Return the typed client of a set of workflows, without I/O.
+
+        Args:
+            factory: The client class that `create_durable_workflows` made.
+            name: The name of the engine class at the daemon, if it is another.
+        """
+        engine = getattr(factory, "engine", None)
+        if name is None and isinstance(engine, type):
+            name = engine.__name__
+        return factory.from_binding(DurableObjectNamespace(self, name or "Workflows"))
 
     async def call(
         self,

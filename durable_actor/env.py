@@ -23,7 +23,7 @@ class Env:
         bindings: Mapping[str, object] | None = None,
     ) -> None:
         self._find = find
-        self._bindings = dict(bindings or {})
+        self._bindings = {} if bindings is None else bindings  # its owner may add to it
 
     def namespace(self, cls: type[T]) -> DurableObjectNamespace[T]:
         """Return the namespace of a class of this host."""

@@ -26,7 +26,9 @@ from durable_actor.activation import (
     Activation,
     ActivationCounters,
     ActivationSettings,
+    Lifecycle,
     current_delivery,
+    is_unicode,
 )
 from durable_actor.alarms import AlarmWheel
 from durable_actor.clock import Clock, SystemClock, Timer, deadline
@@ -67,6 +69,8 @@ T = TypeVar("T")
 HostState = Literal["ok", "full", "failed"]
 
 _CLOSE_GRACE_MS = 25_000
+_REQUEST_ID_CHARACTERS_MAX = 256  # four UUIDs and some words
+_CANCEL_SECONDS = 2.0  # what was cancelled has so long to clean up
 _SWEEP_PARTS = 4  # looks for idle objects so often in the time they may idle
 
 log = structlog.get_logger("durable_actor.host")
@@ -166,7 +170,8 @@ class Host:
         self.settings = _settings(self._config)
         self.counters = ActivationCounters()
         self.context = contextvars.Context()
-        self.env = Env(self._namespace, env)
+        self._bindings: dict[str, object] = dict(env or {})
+        self.env = Env(self._namespace, self._bindings)
         self.failed = asyncio.Event()
         self.failure: StorageError | None = None
         self._classes: dict[str, ClassInfo] = {}
@@ -220,7 +225,11 @@ class Host:
             DataDirectoryInUseError: Another process has it open.
             ConfigError: The directory cannot be used.
             StorageError: The shard is damaged, or the disk is.
+            HostMisuseError: It was opened before.
         """
+        if self._loop is not None:
+            message = "a host is opened once; make another one for the directory"
+            raise HostMisuseError(message)
         storage = self._config.storage
         options = ShardOptions(
             path=str(self._directory / SHARD_NAME),
@@ -229,7 +238,7 @@ class Host:
             wal_grow_bytes=storage.wal_grow_bytes,
         )
         self._store = await open_store(self._directory, options, self._driver_kind)
-        self.driver = self._store.driver
+        self.driver = self._connect(self._store.driver)
         self.committer = Committer(
             self.driver,
             on_failure=self._storage_failed,
@@ -240,9 +249,12 @@ class Host:
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._is_open = True
-        await self._outbox.start(self.committer, self.driver)
+        try:
+            await self._outbox.start(self.committer, self.driver)
+        except BaseException:
+            await self.drop()
+            raise
         self._wheel.start()
-        self._plan_sweep()
         self.recurring.add("expire replies", Every("1 hour"), self.expire_replies)
         self.recurring.start()
         log.info(
@@ -278,9 +290,7 @@ class Host:
         if not self._is_open:
             return
         await self.drain(grace_ms)
-        for activation in list(self._resident.values()):
-            if not activation.is_idle:
-                activation.break_off("the host is closing")
+        await self._let_go_of_all("the host is closing")
         self._is_open = False
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
@@ -292,7 +302,6 @@ class Host:
                 raise
             log.warning("host.close_after_failure", error=str(error))
         finally:
-            self._resident.clear()
             self._store.release()
             log.info("host.closed", directory=str(self._directory))
 
@@ -308,10 +317,8 @@ class Host:
         self.recurring.stop()
         await self._wheel.stop()
         await self._outbox.stop()
+        await self._let_go_of_all("the host was dropped")
         await self.committer.drop()
-        for activation in list(self._resident.values()):
-            activation.break_off("the host was dropped")
-        self._resident.clear()
         self._store.release()
 
     @property
@@ -360,6 +367,17 @@ class Host:
             self._outbox.register(name, cls.event_sink)
         for object_id, due_at_ms in self._parked_alarms.pop(name, {}).items():
             self._wheel.remind(object_id, due_at_ms)
+
+    def bind(self, name: str, value: object) -> None:
+        """Let objects find something as `env.NAME`: a namespace, or any value.
+
+        Raises:
+            ConfigError: The name is taken.
+        """
+        if name in self._bindings:
+            message = f"env.{name} is bound already; choose another name"
+            raise ConfigError(message)
+        self._bindings[name] = value
 
     @property
     def class_names(self) -> list[str]:
@@ -412,9 +430,13 @@ class Host:
             clone(args) if args else args,
             clone(kwargs) if kwargs else kwargs,
         )
-        envelope.request_id = options.request_id
+        if options.request_id is not None:
+            envelope.request_id = _check_request_id(options.request_id)
         sender = current_delivery.get()
+        if sender is not None and sender.activation.lifecycle is Lifecycle.COLD:
+            sender = None  # code that outlived its object is a caller like any other
         if sender is not None:
+            sender.activation.check_unbroken()
             if sender.activation.host is not self:
                 # Leaves this host, so it waits for what it depends on.
                 activation = sender.activation
@@ -442,6 +464,7 @@ class Host:
 
     async def evict(self, object_id: ObjectId) -> bool:
         """Let an object go from memory if it is idle; was it there, and is it gone?"""
+        self._check_use()
         activation = self._resident.get(object_id.raw)
         if activation is None:
             return False
@@ -474,6 +497,7 @@ class Host:
         Raises:
             ValueError: A wrong limit or cursor.
         """
+        self._check_use()
         if not 1 <= limit <= 1_000:  # noqa: PLR2004  # named in the docstring
             message = f"limit must be between 1 and 1000, got {limit}"
             raise ValueError(message)
@@ -507,14 +531,14 @@ class Host:
         An event that is under way is told that the object was reset.
         """
         self._check_use()
-        activation = self._resident.get(object_id.raw)
-        if activation is not None:
-            activation.end_turn()
-            activation.break_off("the object was deleted", outcome="failed")
-            await self._settled(self._last_tickets.get(object_id.raw, 0))
+        self._end_for_deletion(object_id)
+        await self._settled(self._last_tickets.get(object_id.raw, 0))
         loaded = await self.committer.load(object_id.raw)
         if not loaded.num:
             return False
+        # Nothing runs between these two: an activation that began meanwhile must not
+        # go on with what is deleted under it.
+        self._end_for_deletion(object_id)
         ticket = self.committer.seal(Seal(num=loaded.num, deleted=True), object_id.raw)
         self._last_tickets[object_id.raw] = ticket
         self._wheel.set(object_id, None)
@@ -524,6 +548,7 @@ class Host:
 
     async def expire_replies(self) -> int:
         """Drop kept replies whose time is over; return how many."""
+        self._check_use()
         await self.committer.fold()
         return await self.driver.read(ExpireReplies(self.clock.now_ms()))
 
@@ -557,6 +582,7 @@ class Host:
 
     async def storage_status(self) -> Mapping[str, int]:
         """Return the sizes of the shard: bytes, rows, checkpoints."""
+        self._check_use()
         status = await self.driver.read(ReadStatus())
         return {name: getattr(status, name) for name in status.__struct_fields__}
 
@@ -594,6 +620,32 @@ class Host:
 
     # -- inside ---------------------------------------------------------------------
 
+    async def _let_go_of_all(self, reason: str) -> None:
+        """End every activation, and wait for the tasks of those that were at work."""
+        tasks: list[asyncio.Future[Any]] = []
+        for activation in list(self._resident.values()):
+            if activation.is_idle:
+                activation.evict()
+            else:
+                tasks += activation.pending_tasks
+                activation.break_off(reason)
+        self._resident.clear()
+        here = asyncio.current_task()
+        ending = [task for task in tasks if task is not here]
+        if ending:
+            # One that ignores its cancellation is left to itself.
+            await asyncio.wait(ending, timeout=_CANCEL_SECONDS)
+
+    def _end_for_deletion(self, object_id: ObjectId) -> None:
+        activation = self._resident.get(object_id.raw)
+        if activation is not None:
+            activation.end_turn()
+            activation.break_off("the object was deleted", outcome="failed")
+
+    def _connect(self, driver: ShardDriver) -> ShardDriver:
+        """Return the driver to use; a host for tests puts a watch in between."""
+        return driver
+
     def _namespace(self, cls: type[Any] | str) -> DurableObjectNamespace[Any]:
         return (
             self.namespace_by_name(cls) if isinstance(cls, str) else self.namespace(cls)
@@ -626,6 +678,7 @@ class Host:
         if activation is None:
             activation = Activation(self, info, target)
             self._resident[target.raw] = activation
+            self._plan_sweep()
             activation.start(self._last_tickets.pop(target.raw, 0))
         return activation
 
@@ -633,15 +686,13 @@ class Host:
         sender = envelope.sender
         if sender is None:
             return await envelope.reply
-        waits_itself = asyncio.current_task() is sender.task
-        if waits_itself:
-            sender.awaits = activation
+        if asyncio.current_task() is not sender.task:
+            return await envelope.reply
+        sender.awaits = (activation, envelope)
         try:
             return await envelope.reply
         finally:
-            if waits_itself:
-                sender.awaits = None
-            sender.activation.adopt(envelope.reply_ticket)
+            sender.awaits = None
 
     def _fire_alarm(self, object_id: ObjectId, due_at_ms: int) -> None:
         info = self._classes.get(object_id.namespace)
@@ -697,28 +748,32 @@ class Host:
             await asyncio.sleep(0)
 
     def _plan_sweep(self) -> None:
+        if self._sweep_timer is not None or not self._resident:
+            return  # a host that nobody uses has nothing to look for
         idle_ms = self._config.objects.idle_ms
         at_ms = self.clock.now_ms() + max(idle_ms // _SWEEP_PARTS, 1)
         self._sweep_timer = self.clock.call_at(at_ms, self._sweep)
 
     def _sweep(self) -> None:
         """Let go of what is idle for long, or of the oldest if memory is short."""
+        self._sweep_timer = None
         if not self._is_open:
             return
         objects, storage = self._config.objects, self._config.storage
-        idle_since = asyncio.get_running_loop().time() - objects.idle_ms / 1_000
+        idle_since_ms = self.clock.now_ms() - objects.idle_ms
         resident = list(self._resident.values())
         idle = [activation for activation in resident if activation.is_idle]
         too_many = len(resident) - objects.resident_max
         too_large = sum(a.cached_bytes for a in resident) - storage.cache_bytes_max
         if too_many > 0 or too_large > 0:
-            idle.sort(key=lambda activation: activation.used_at)
+            idle.sort(key=lambda activation: activation.used_at_ms)
             if too_many > len(idle):
                 # Not enough are idle: ask the others, and look again next time.
                 for activation in resident:
                     activation.release(is_draining=False)
         for activation in idle:
-            if activation.used_at <= idle_since or too_many > 0 or too_large > 0:
+            is_old = activation.used_at_ms <= idle_since_ms
+            if is_old or too_many > 0 or too_large > 0:
                 too_many -= 1
                 too_large -= activation.cached_bytes
                 activation.evict()
@@ -745,6 +800,18 @@ def _settings(config: Config) -> ActivationSettings:
         reply_ttl_ms=storage.reply_ttl_ms,
         replies_max=storage.replies_per_object_max,
     )
+
+
+def _check_request_id(request_id: str) -> str:
+    if not 0 < len(request_id) <= _REQUEST_ID_CHARACTERS_MAX or not is_unicode(
+        request_id
+    ):
+        message = (
+            f"request_id must be text of 1 to {_REQUEST_ID_CHARACTERS_MAX} characters,"
+            f" got {request_id!a:.60}"
+        )
+        raise ValueError(message)
+    return request_id
 
 
 def _make_cursor(entry: ObjectEntry) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,10 @@ class Envelope:
         self.is_internal = False  # an alarm: not shed, not counted
         self.result: Any = None
         self.error: BaseException | None = None
+
+    def measure(self) -> None:
+        """Note how large the message is; asked only of those that wait."""
+        self.size_bytes = _size_bytes((*self.args, *self.kwargs.values()))
 
     def release(self, failure: BaseException | None) -> None:
         """Give the sender its answer; or the failure of what the answer rested on."""
@@ -142,3 +146,23 @@ class Mailbox:
         """Empty the line and return what was in it."""
         line, self._line, self._bytes = self._line, None, 0
         return list(line or ())
+
+
+def _size_bytes(values: Iterable[object]) -> int:
+    """Return about how many bytes these values take, without looking at each scalar."""
+    total = 0
+    for value in values:
+        if isinstance(value, (str, bytes, bytearray)):
+            total += len(value)
+        elif isinstance(value, dict):
+            total += _size_bytes(value.keys()) + _size_bytes(value.values())
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            total += _size_bytes(value)
+        else:
+            fields = [*getattr(value, "__dict__", ()), *getattr(value, "__slots__", ())]
+            total += _SCALAR_BYTES
+            total += _size_bytes(getattr(value, name, None) for name in fields)
+    return total
+
+
+_SCALAR_BYTES = 8  # numbers, dates and what else is small

@@ -43,6 +43,7 @@ class Outbox:
         self._waiting: dict[str, deque[EventRow]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._committer: Committer | None = None
+        self._is_stopped = False
         self.waiting = 0
         self.delivered = 0
         self.failed_attempts = 0
@@ -83,6 +84,7 @@ class Outbox:
 
     async def stop(self) -> None:
         """Deliver no more; what waits is delivered by the next process."""
+        self._is_stopped = True
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -92,6 +94,8 @@ class Outbox:
     def _wake(self, object_class: str) -> None:
         sink = self._sinks.get(object_class)
         if sink is None or object_class in self._tasks or self._committer is None:
+            return
+        if self._is_stopped:
             return
         if not self._waiting.get(object_class):
             return
@@ -107,7 +111,10 @@ class Outbox:
                 rows = [waiting[i] for i in range(min(len(waiting), BATCH_EVENTS_MAX))]
                 try:
                     await sink.deliver([_event(row) for row in rows])
-                except Exception as error:  # noqa: BLE001  # the sink's; tried again
+                except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # a sink's
+                    task = asyncio.current_task()
+                    if task is not None and task.cancelling():
+                        raise  # the host is closing, or the loop is
                     failures += 1
                     self.failed_attempts += 1
                     delay_ms = self._backoff_ms(failures)

@@ -19,15 +19,19 @@ import itertools
 import os
 import random
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from durable_actor.clock import Duration, Timer, duration_ms
 from durable_actor.config import Config
 from durable_actor.entrypoints import DurableObject
 from durable_actor.host import Host
+from durable_actor.storage.ports import Group, Opened, Query, ShardDriver
 from durable_actor.storage.store import DriverKind
+
+A = TypeVar("A")
 
 START_MS = 1_800_000_000_000  # a Friday in January 2027; any fixed time would do
 _QUIET_LOOKS = 3
@@ -41,6 +45,7 @@ class ManualClock:
         self._now_ms = start_ms
         self._timers: list[tuple[int, int, _ManualTimer]] = []
         self._order = itertools.count()
+        self._is_busy: Callable[[], bool] = lambda: False
 
     def now_ms(self) -> int:
         """Return the time in milliseconds since the epoch."""
@@ -72,14 +77,34 @@ class ManualClock:
     async def advance(self, by: Duration) -> None:
         """Move forwards, stopping at each timer until its consequences have settled."""
         until_ms = self._now_ms + duration_ms(by)
-        await settle()
+        await self.settle()
         while (
             due_at_ms := self.next_timer_at_ms
         ) is not None and due_at_ms <= until_ms:
             self.jump(due_at_ms)
-            await settle()
+            await self.settle()
         self.jump(until_ms)
-        await settle()
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Return when the loop has nothing left to do, storage included.
+
+        Storage works in a thread or a process; `watch` tells when it is at work.
+        """
+        loop = asyncio.get_running_loop()
+        quiet = 0
+        while quiet < _QUIET_LOOKS:
+            if self._is_busy():
+                await asyncio.sleep(_LOOK_SECONDS)
+                quiet = 0
+                continue
+            await asyncio.sleep(0)
+            # The loop's own list of what is ready; there is no public way to ask.
+            quiet = 0 if loop._ready else quiet + 1  # type: ignore[attr-defined]  # noqa: SLF001
+
+    def watch(self, is_busy: Callable[[], bool]) -> None:
+        """Let `settle` wait for something beside the loop."""
+        self._is_busy = is_busy
 
 
 class _ManualTimer:
@@ -98,26 +123,58 @@ class _ManualTimer:
             self._callback()
 
 
-async def settle() -> None:
-    """Return when the loop has nothing left to do, storage included.
+class _WatchedDriver:
+    """Counts what a driver has been asked and has not answered."""
 
-    Storage works in a thread or a process, so quiet has to last for a few looks.
-    """
-    loop = asyncio.get_running_loop()
-    quiet = 0
-    while quiet < _QUIET_LOOKS:
-        await asyncio.sleep(0)
-        # The loop's own list of what is ready; there is no public way to ask.
-        if loop._ready or any(  # type: ignore[attr-defined]  # noqa: SLF001
-            task.get_name() in _STORAGE_TASKS for task in asyncio.all_tasks()
-        ):
-            quiet = 0
-        else:
-            quiet += 1
-        await asyncio.sleep(_LOOK_SECONDS)
+    def __init__(self, driver: ShardDriver) -> None:
+        self._driver = driver
+        self.asked = 0
+
+    @property
+    def opened(self) -> Opened:
+        return self._driver.opened
+
+    async def commit(self, group: Group) -> None:
+        with self._asking():
+            await self._driver.commit(group)
+
+    async def fold(self) -> None:
+        with self._asking():
+            await self._driver.fold()
+
+    async def read(self, query: Query[A]) -> A:
+        with self._asking():
+            return await self._driver.read(query)
+
+    async def close(self) -> None:
+        await self._driver.close()
+
+    async def drop(self) -> None:
+        await self._driver.drop()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        self.asked += 1
+        try:
+            yield
+        finally:
+            self.asked -= 1
 
 
-_STORAGE_TASKS = frozenset({"commit", "fold", "load", "alarm-fill", "start"})
+class _WatchedHost(Host):
+    """A host that knows whether its storage is at work."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._watched: _WatchedDriver | None = None
+
+    @property
+    def is_storage_busy(self) -> bool:
+        return self._watched is not None and self._watched.asked > 0
+
+    def _connect(self, driver: ShardDriver) -> ShardDriver:
+        self._watched = _WatchedDriver(driver)
+        return self._watched
 
 
 class TestHost:
@@ -146,7 +203,7 @@ class TestHost:
 
     async def start(self) -> None:
         """Open a host on the directory."""
-        self.host = Host(
+        host = self.host = _WatchedHost(
             self.directory,
             classes=self._classes,
             env=self._env,
@@ -155,7 +212,8 @@ class TestHost:
             rng=random.Random(self._seed),  # noqa: S311  # repeatable, not secret
             driver=self._driver,
         )
-        await self.host.open()
+        self.clock.watch(lambda: host.is_storage_busy)
+        await host.open()
 
     async def advance(self, by: Duration) -> None:
         """Move the clock and let everything that follows happen."""
@@ -163,7 +221,7 @@ class TestHost:
 
     async def settle(self) -> None:
         """Let everything happen that can happen now."""
-        await settle()
+        await self.clock.settle()
 
     async def crash(self) -> None:
         """Drop the host as a killed process would: nothing is flushed or said."""

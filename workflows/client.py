@@ -130,6 +130,7 @@ class WorkflowClient:
     """Starts runs of the workflows behind one namespace."""
 
     registry: ClassVar[Registry | None] = None
+    engine: ClassVar[type[WorkflowEngine]] = WorkflowEngine
 
     def __init__(
         self,

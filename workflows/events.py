@@ -54,7 +54,11 @@ class WorkflowFailed(Event, frozen=True, tag="workflow.failed"):
 
 
 class WorkflowPaused(Event, frozen=True, tag="workflow.paused"):
-    """Nothing to do for a while; `reason` is "sleep", "retry" or "parked"."""
+    """Nothing to do for a while.
+
+    `reason` is "sleep", "retry", "parked" (see `detail`), or "restart": the host was
+    asked to stop, and the run goes on in the next process.
+    """
 
     reason: str
     resume_at: str | None = None

@@ -76,5 +76,6 @@ def create_durable_workflows(
             "event_sink": tracker,
         },
     )
-    client = type("WorkflowClient", (WorkflowClient,), {"registry": registry})
+    bound = {"registry": registry, "engine": engine}
+    client = type("WorkflowClient", (WorkflowClient,), bound)
     return DurableWorkflows(engine, client)

@@ -270,7 +270,9 @@ class Orchestrator:
             case _:
                 await self._purge_if_due(record.status, now_ms)
                 return
-        await self._until_settled()
+        # Returning removes the stored alarm, which a run at work must not lose.
+        while isinstance(self.status, Running):
+            await self._until_settled()
 
     async def result(self, *, is_final: bool) -> RunResult[Any]:
         """Return how far the run has come, once it has settled or has ended.
@@ -406,19 +408,21 @@ class Orchestrator:
     def release(self, *, is_draining: bool) -> None:
         """Let go of a pass that only waits, and of any that comes to wait later.
 
-        Whoever waits for the end of a run that sleeps is sent away if the host is
-        draining: the end will come in another process.
+        If the host is draining, a pass at work ends before its next step, and goes on
+        in the next process without that counting as an interruption. Whoever waits for
+        the end of the run is sent away.
         """
         self._is_released = True
         self._is_draining = is_draining
         self._wake_waiters()
-        record = self._journal.record
-        if (
-            record is not None
-            and isinstance(record.status, Paused)
-            and record.status.resume_at_ms is not None
-        ):
-            self._suspend(record.status.resume_at_ms)
+        match self.status:
+            case Paused(resume_at_ms=int(resume_at_ms)):
+                self._suspend(resume_at_ms)
+            case Running() if is_draining and self._pass is not None:
+                if self._pass.context is not None:
+                    self._pass.context.close(Suspend(self._clock.now_ms()))
+            case _:
+                pass
 
     def _suspend(self, resume_at_ms: int) -> None:
         current, self._pass = self._pass, None
@@ -449,6 +453,9 @@ class Orchestrator:
         if self._require().cancel_requested:
             self._end(Unwound(Abandon(record.cancel_reason), is_swallowed=False))
             return
+        if self._is_draining:
+            self._change(Pause(self._clock.now_ms()))
+            return
         context = RunContext(
             self._journal, entries, self._announcer, self._clock, owner=self
         )
@@ -478,6 +485,9 @@ class Orchestrator:
                     self._change(Complete())
             case Raised(error=error):
                 self._fail(error)
+            case Unwound(signal=Suspend()):  # the host is draining
+                self._change(Pause(self._clock.now_ms()))
+                self._pass = None
             case Unwound():
                 self._change(Cancel(record.cancel_reason))
             case Diverged(error=error):
@@ -556,8 +566,9 @@ class Orchestrator:
             case Start():
                 return events.WorkflowStarted()
             case Pause(resume_at_ms=resume_at_ms, parked=parked):
+                reason = "restart" if parked is None else "parked"
                 return events.WorkflowPaused(
-                    reason="parked" if wait is None else wait.reason,
+                    reason=reason if wait is None else wait.reason,
                     resume_at=None
                     if resume_at_ms is None
                     else events.iso(resume_at_ms),

@@ -19,27 +19,53 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from durable_actor.daemon import openapi, wire
-from durable_actor.daemon.guard import BodyRefusedError, Guard, GuardPolicy
+from durable_actor.daemon.guard import (
+    DRAINING_PATHS,
+    BodyRefusedError,
+    Guard,
+    GuardPolicy,
+)
 from durable_actor.daemon.loader import Served
 from durable_actor.daemon.objects_api import ExactBodyError, ObjectsApi
 from durable_actor.daemon.ports import ObjectHost, RunsApi
-from durable_actor.daemon.problems import HandlerError, problem_of
+from durable_actor.daemon.problems import (
+    RETRY_AFTER_MS,
+    HandlerError,
+    Problem,
+    ProblemError,
+    problem_of,
+)
 from durable_actor.daemon.routing import Incoming, Routes, read_query
 from durable_actor.daemon.runs_api import RunRoutes
 from durable_actor.daemon.service_api import ServiceApi
 
 log = structlog.get_logger("durable_actor.daemon")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+# 503, not 429: it is the process that has too much, not this caller or its object.
+_FULL = Problem(
+    status=503,
+    code="overloaded",
+    detail="The daemon has as many requests under way as it may have.",
+    hint="Wait before you try again; http.in_flight_max is the limit.",
+    overloaded=True,
+    retry_after_ms=RETRY_AFTER_MS,
+)
 
 
 class Traffic:
     """Accepted requests in flight, and whether new ones are taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_flight_max: int = 20_000) -> None:
         self.is_draining = False
         self.in_flight = 0
+        self.in_flight_max = in_flight_max
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as much is under way as this process may have."""
+        return self.in_flight >= self.in_flight_max
 
     def enter(self) -> None:
         """Count one more accepted request."""
@@ -68,6 +94,9 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; never raises, but for a body the guard refuses."""
+        if self._traffic.is_full and scope["raw_path"] not in DRAINING_PATHS:
+            await self._failed(scope, ProblemError(_FULL))(scope, receive, send)
+            return
         self._traffic.enter()
         try:
             response = await self._answer(scope, receive)

@@ -34,6 +34,8 @@ from durable_actor.errors import ConfigError, DurableActorError, TransportError
 from durable_actor.log import configure_logging
 
 _CONFIG_FILE = Path("config.toml")
+# The demo shows workflows, which this package does not know; so it is found by name.
+_DEMO = "workflows.demo"
 
 
 class Status(IntEnum):
@@ -58,6 +60,7 @@ _STATUS_BY_CODE: Mapping[str, Status] = {
             "invalid_id",
             "invalid_input",
             "invalid_name",
+            "invalid_time",
         ),
         Status.USAGE,
     ),
@@ -169,10 +172,20 @@ def _ended(status: int, code: str, detail: str) -> int:
 
 
 @app.command
-def demo() -> int:
-    """Show a counter, an alarm, and a run that finishes although the process dies."""
-    result = import_module("durable_actor.demo").main()
-    return int(result or 0)
+def demo(
+    *,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+    data_dir: Path | None = None,
+) -> int:
+    """Show a counter, an alarm, and a run that finishes although the process dies.
+
+    Args:
+        as_json: Print one JSON object instead of the story.
+        data_dir: Keep the data there; by default it is thrown away.
+    """
+    arguments = ["--json"] if as_json else []
+    arguments += [] if data_dir is None else ["--data-dir", str(data_dir)]
+    return int(import_module(_DEMO).main(arguments))
 
 
 @app.command

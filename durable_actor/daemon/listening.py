@@ -76,14 +76,28 @@ def bind(listen: Listen) -> socket.socket:
     try:
         if listen.path is not None:
             return _bind_path(listen.path)
-        family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-        return socket.create_server(
-            (listen.host, listen.port), family=family, backlog=BACKLOG
-        )
+        return _bind_tcp(listen)
     except (OSError, UnicodeError) as error:
         where = listen.path or f"{listen.host}:{listen.port}"
         message = f"cannot listen on {where}: {error}; choose another with --listen"
         raise ConfigError(message) from error
+
+
+def _bind_tcp(listen: Listen) -> socket.socket:
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    # With its protocol said aloud, or asyncio does not recognise TCP and leaves Nagle's
+    # algorithm on: every answer would wait 40 ms for an acknowledgement.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind((listen.host, listen.port))
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def _bind_path(path: Path) -> socket.socket:

@@ -15,10 +15,13 @@ from pathlib import Path
 from types import ModuleType
 
 from durable_actor.config import Binding
+from durable_actor.daemon.ports import RUNS_HOOK
 from durable_actor.daemon.problems import nearest
 from durable_actor.entrypoints import ClassInfo, DurableObject
 from durable_actor.errors import ConfigError
 from durable_actor.ids import IdSpace
+
+WORKFLOWS_ATTRIBUTE = "registry"  # of a class that holds runs: its workflows by name
 
 
 class ServedClass:
@@ -58,6 +61,28 @@ class Served:
     def names(self) -> list[str]:
         """Return every name a class may be called by."""
         return sorted({*self.classes, *self.bindings})
+
+    def engine_of(self, workflow: str, class_name: str | None) -> type[DurableObject]:
+        """Return the class that holds the runs of a workflow.
+
+        Raises:
+            ConfigError: The module has no such class, or none with that workflow.
+        """
+        engines = {
+            name: getattr(found.cls, WORKFLOWS_ATTRIBUTE)
+            for name, found in self.classes.items()
+            if hasattr(found.cls, RUNS_HOOK) and class_name in (None, name)
+        }
+        for name, workflows in engines.items():
+            if workflow in workflows:
+                return self.classes[name].cls
+        known = [known for workflows in engines.values() for known in workflows]
+        message = (
+            f"workflows: the module has no workflow {workflow!r}"
+            + (f" in a class {class_name!r}" if class_name else "")
+            + f". {nearest(workflow, known)}"
+        )
+        raise ConfigError(message)
 
     def _bound(self, binding: Binding) -> ServedClass:
         found = self.classes.get(binding.class_name)

@@ -144,7 +144,7 @@ class HandlerError(Exception):
 
     def __init__(self, original: Exception) -> None:
         self.original = original
-        super().__init__(str(original))
+        super().__init__(original)
 
 
 def refuse(code: str, detail: str, hint: str = "", **headers: str) -> ProblemError:

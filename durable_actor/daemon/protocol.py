@@ -18,12 +18,21 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.server import ServerState
 
-from durable_actor.daemon.problems import Problem, refuse
+from durable_actor.daemon.problems import RETRY_AFTER_MS, Problem, refuse
+
+_CROWDED = Problem(
+    status=503,
+    code="overloaded",
+    detail="The daemon has as many connections as it may have.",
+    hint="Use fewer connections, and keep them; http.connections_max is the limit.",
+    overloaded=True,
+    retry_after_ms=RETRY_AFTER_MS,
+)
 
 
-def bounded(*, head_timeout_ms: int, head_bytes_max: int) -> type[BoundedProtocol]:
+def bounded(**bounds: int) -> type[BoundedProtocol]:
     """Return a protocol with these bounds; uvicorn makes its instances itself."""
-    bounds = {"head_timeout_ms": head_timeout_ms, "head_bytes_max": head_bytes_max}
+    assert set(bounds) <= set(vars(BoundedProtocol))
     return type("Protocol", (BoundedProtocol,), bounds)
 
 
@@ -32,6 +41,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     head_timeout_ms = 5_000
     head_bytes_max = 8_192 + 8_192 + 1_024  # target, headers, and the start line
+    connections_max = 10_000
 
     def __init__(
         self,
@@ -50,6 +60,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base class has it
         """Begin to wait for the first request."""
         super().connection_made(transport)
+        if len(self.connections) > self.connections_max:
+            self._refuse(_CROWDED)
+            return
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -6,7 +6,7 @@ are `{workflow}-test` unless `?id=` says otherwise. `/v1` is the full face.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
@@ -42,6 +42,22 @@ class StartRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str | None = None  # None: a fresh one
     input: Any = None
     is_async: bool = msgspec.field(name="async", default=False)
+
+
+class StartedAsOriginal(msgspec.Struct, frozen=True):
+    """A run after its first stretch, as the original answers."""
+
+    id: str
+    completed: bool
+    output: Any = None
+
+
+class StatusAsOriginal(msgspec.Struct, frozen=True):
+    """How a run is, as the original answers."""
+
+    status: dict[str, Any] | None
+    completed_steps: list[str]
+    exists: bool
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -119,7 +135,7 @@ class RunRoutes:
                 handler=self.run,
                 query={**_ID, "async": "`true` only queues the run."},
                 request=Any,
-                response=Started,
+                response=StartedAsOriginal,
                 errors=start_errors,
             ),
             Route(
@@ -129,7 +145,7 @@ class RunRoutes:
                 summary="The status of a run, and the steps it has completed.",
                 handler=self.status,
                 query=_ID,
-                response=RunView,
+                response=StatusAsOriginal,
                 errors=(404,),
             ),
             Route(
@@ -205,7 +221,7 @@ class RunRoutes:
         value = await bodies.read_json(incoming, default={})
         run_id = _run_id(incoming)
         answer = await api.start(name, value, run_id=run_id, is_async=is_async)
-        return bodies.json_response(answer)
+        return bodies.json_response(_only(answer, StartedAsOriginal))
 
     async def start_run(self, incoming: Incoming) -> Response:
         """Start by a document with id, input and async."""
@@ -226,7 +242,7 @@ class RunRoutes:
         """Tell the status; of a run that is not there too, as the original does."""
         name = incoming.names["workflow"]
         answer = await self._api_of(name).status(name, _run_id(incoming))
-        return bodies.json_response(answer)
+        return bodies.json_response(_only(answer, StatusAsOriginal))
 
     async def get_run(self, incoming: Incoming) -> Response:
         """Tell the status, or 404."""
@@ -297,6 +313,11 @@ class RunRoutes:
                 nearest(name, known) if known else _NO_WORKFLOWS,
             )
         return api
+
+
+def _only(answer: Mapping[str, object], kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """Return the part of an answer that a type names."""
+    return {name: answer[name] for name in kind.__struct_fields__}
 
 
 def _run_id(incoming: Incoming) -> str:

@@ -17,7 +17,6 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 import structlog
 import uvicorn
@@ -32,14 +31,12 @@ from durable_actor.daemon.metrics import make_metrics
 from durable_actor.daemon.ports import RUNS_HOOK
 from durable_actor.daemon.protocol import BoundedProtocol, bounded
 from durable_actor.daemon.tokens import TOKEN_FILE, token_of
-from durable_actor.env import Env
 from durable_actor.errors import (
     ConfigError,
     DataDirectoryInUseError,
     StorageError,
 )
 from durable_actor.host import Host
-from durable_actor.namespace import DurableObjectNamespace
 
 log = structlog.get_logger("durable_actor.daemon")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -128,17 +125,16 @@ def _make_host(config: Config, served: Served) -> Host:
     host = Host(
         config=config,
         classes=[served.cls for served in served.classes.values()],
+        env=config.vars,
         # User code that holds the interpreter must not hold up commits as well.
         driver="process" if driver == "auto" else driver,
     )
 
-    def find(cls: type[Any] | str) -> DurableObjectNamespace[Any]:
-        if isinstance(cls, str):
-            return host.namespace_by_name(cls)
-        return host.namespace(cls)
-
-    namespaces = {name: find(bound.cls) for name, bound in served.bindings.items()}
-    host.env = Env(find, {**config.vars, **namespaces})
+    for name, bound in served.bindings.items():
+        host.bind(name, host.namespace(bound.cls))
+    for workflow in config.workflows:
+        engine = served.engine_of(workflow.name, workflow.class_name)
+        host.bind(workflow.binding, host.namespace(engine))
     return host
 
 
@@ -160,7 +156,7 @@ async def _serve_host(
     token_file = Path(http.token_file or host.directory / TOKEN_FILE)
     token = token_of(token_file)
     listener = bind(listen)
-    traffic = Traffic()
+    traffic = Traffic(in_flight_max=http.in_flight_max)
     app, _ = build_app(
         host,
         served,
@@ -200,6 +196,7 @@ async def _serve_host(
         protocol=bounded(
             head_timeout_ms=http.header_timeout_ms,
             head_bytes_max=2 * http.header_bytes_max + _START_LINE_BYTES,
+            connections_max=http.connections_max,
         ),
         idle_timeout_ms=http.idle_timeout_ms,
         on_started=started,

@@ -16,6 +16,7 @@ from durable_actor.errors import ConfigError
 TOKEN_FILE = "token"  # noqa: S105  # a file's name
 _TOKEN_BYTES = 32
 _TOKEN_CHARS_MIN = 16  # of a token someone chose; ours have 43
+_FILE_BYTES_MAX = 4_096
 _OPEN_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -45,7 +46,7 @@ def read_token(path: Path) -> str:
     except OSError as error:
         message = f"the token file {path} cannot be read: {error.strerror}"
         raise ConfigError(message) from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             message = f"the token file {path} is not a regular file; remove it"
@@ -56,7 +57,9 @@ def read_token(path: Path) -> str:
                 f" {stat.S_IMODE(facts.st_mode):04o}); run: chmod 600 {path}"
             )
             raise ConfigError(message)
-        token = file.read(4_096).decode("ascii", "replace").strip()
+        token = os.read(descriptor, _FILE_BYTES_MAX).decode("ascii", "replace").strip()
+    finally:
+        os.close(descriptor)
     if len(token) < _TOKEN_CHARS_MIN or not token.isascii() or not token.isprintable():
         message = f"the token file {path} holds no token; delete it to get a new one"
         raise ConfigError(message)

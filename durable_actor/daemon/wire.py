@@ -64,6 +64,7 @@ def error_of(status: int, body: bytes) -> DurableActorError:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return TransportError(f"HTTP status {status} without a problem document")
     error = _named(problem.code, f"{problem.detail} {problem.hint}".strip())
+    error.code = problem.code  # type: ignore[misc]  # of this one, not of its class
     error.remote = True
     error.retryable = problem.retryable
     error.overloaded = problem.overloaded

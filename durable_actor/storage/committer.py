@@ -23,7 +23,8 @@ Promises
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import structlog
 from msgspec import UNSET
@@ -33,6 +34,7 @@ from durable_actor.storage.batch import EventRow, Seal, encode_batch
 from durable_actor.storage.fold import ObjectChange
 from durable_actor.storage.ports import Group, Loaded, LoadObjects, ShardDriver
 
+T = TypeVar("T")
 Settled = Callable[[StorageError | None], None]
 
 _IDLE_FOLD_SECONDS = 0.05  # a pause this long is a good moment to fold
@@ -83,7 +85,7 @@ class Committer:
         self._fresh: dict[bytes, ObjectChange] = {}
         self._folding: dict[bytes, ObjectChange] = {}
         self._log_bytes = 0
-        self._fold_task: asyncio.Task[None] | None = None
+        self._fold_task: asyncio.Task[StorageError | None] | None = None
         self._fold_timer: asyncio.TimerHandle | None = None
         self._loading: list[tuple[bytes, asyncio.Future[Loaded]]] = []
         self._load_tasks: set[asyncio.Task[None]] = set()
@@ -182,38 +184,57 @@ class Committer:
         return folding.lay_over(fresh)
 
     async def fold(self) -> None:
-        """Bring everything that is durable now into the tables."""
-        while self._fold_task is not None:
-            await asyncio.shield(self._fold_task)
-        if self._fresh or self._log_bytes:
+        """Bring everything that is durable now into the tables.
+
+        Raises:
+            StorageError: The disk is full or broken, and the tables are behind.
+        """
+        if self._fold_task is not None:
+            await asyncio.wait([self._fold_task])  # what is new may have missed it
+        if self._fold_task is None:
+            if self.failure is not None:
+                raise self.failure
+            if not self._log_bytes:
+                return
             self._start_fold()
-            assert self._fold_task is not None
-            await asyncio.shield(self._fold_task)
+        assert self._fold_task is not None
+        error = await asyncio.shield(self._fold_task)
+        if error is not None:
+            raise error
 
     async def close(self) -> None:
-        """Commit what is sealed, fold, and close the shard."""
+        """Commit what is sealed, fold, and close the shard.
+
+        After a failure the file is left as it is: a sync that failed once may seem to
+        work the next time, without having worked.
+        """
         self._cancel_fold_timer()
         while self._in_flight is not None or self._gathering.seals:
+            self._flush()
             if self._in_flight is None:
-                self._flush()
-            if self._in_flight is not None:
-                await asyncio.wait([self._in_flight])
+                break  # failed, or dropped: nothing is flushed any more
+            await asyncio.wait([self._in_flight])
         if self._fold_task is not None:
             await asyncio.wait([self._fold_task])
         self._cancel_fold_timer()
         for task in list(self._load_tasks):
             await asyncio.wait([task])
-        await self._driver.close()
+        if self.failure is None:
+            await self._driver.close()
+        else:
+            await self._driver.drop()
 
     async def drop(self) -> None:
         """Stop without committing what is gathered, as a crash would."""
         self._cancel_fold_timer()
         self.failure = StorageFailedError("commit", "the store was dropped")
-        tasks = [*self._load_tasks]
-        tasks += [t for t in (self._in_flight, self._fold_task) if t is not None]
+        waits = (*self._load_tasks, self._in_flight, self._fold_task)
+        tasks = [task for task in waits if task is not None]
         await self._driver.drop()
         if tasks:
             await asyncio.wait(tasks)
+        gathered, self._gathering = self._gathering, _Gathering()
+        _tell(gathered.settled, self.failure)
 
     # -- commit ------------------------------------------------------------
 
@@ -240,8 +261,10 @@ class Committer:
             return
         except BaseException as error:
             self._in_flight = None
-            self._give_up(group, StorageFailedError("commit", repr(error)))
-            raise
+            self._give_up(group, _unexpected("commit", error))
+            if not isinstance(error, Exception):
+                raise
+            return
         self._in_flight = None
         self.is_full = False
         self.durable_ticket = last_ticket
@@ -252,8 +275,7 @@ class Committer:
         self._remember(group)
         # The next group may start before anyone hears of this one.
         self._flush()
-        for settled in group.settled:
-            settled(None)
+        _tell(group.settled, None)
         self._plan_fold()
 
     def _is_in_flight(self, ticket: int) -> bool:
@@ -262,18 +284,29 @@ class Committer:
     def _give_up(self, group: _Gathering, error: StorageError) -> None:
         """A commit failed: so do its seals and all that came after them."""
         later, self._gathering = self._gathering, _Gathering()
-        first_failed = self.durable_ticket + 1
-        if isinstance(error, StorageFullError):
-            # The group is known not to be there. Its tickets are never used again.
-            self.is_full = True
-            self._failed.append((self.durable_ticket + 1, self.last_ticket))
-            self.durable_ticket = self.last_ticket
-        else:
-            self.failure = error
-        log.error("storage.commit_failed", operation=error.operation, error=str(error))
-        self._on_failure(error, first_failed)
-        for settled in (*group.settled, *later.settled):
-            settled(error)
+        if self.failure is None:
+            first_failed = self.durable_ticket + 1
+            if isinstance(error, StorageFullError):
+                # The group is known not to be there. Its tickets are not used again.
+                self.is_full = True
+                self._note_failed(first_failed, self.last_ticket)
+                self.durable_ticket = self.last_ticket
+            else:
+                self.failure = error
+            log.error(
+                "storage.commit_failed", operation=error.operation, error=str(error)
+            )
+            try:
+                self._on_failure(error, first_failed)
+            except Exception:
+                log.exception("storage.callback_failed")
+        _tell([*group.settled, *later.settled], error)
+
+    def _note_failed(self, first: int, last: int) -> None:
+        """Remember tickets that never were; one range while the disk stays full."""
+        if self._failed and self._failed[-1][1] == first - 1:
+            first = self._failed.pop()[0]
+        self._failed.append((first, last))
 
     # -- what is not folded --------------------------------------------------
 
@@ -286,7 +319,7 @@ class Committer:
                     change = fresh[raw_id] = ObjectChange()
                 change.add(seal)
             if seal.events:
-                self._on_events(seal.events)
+                _tell([self._on_events], seal.events)
 
     def _plan_fold(self) -> None:
         if self._fold_task is not None:
@@ -322,25 +355,30 @@ class Committer:
             self._fold(folded_bytes), name="fold"
         )
 
-    async def _fold(self, folded_bytes: int) -> None:
+    async def _fold(self, folded_bytes: int) -> StorageError | None:
         try:
             await self._driver.fold()
-        except StorageFullError:
+        except StorageFullError as error:
             log.warning("storage.fold_postponed", reason="disk full")
             self._fold_task = None
             loop = asyncio.get_running_loop()
             self._fold_timer = loop.call_later(_FULL_RETRY_SECONDS, self._fold_if_idle)
-            return
-        except StorageError as error:
+            return error
+        except Exception as error:
+            failure = (
+                error
+                if isinstance(error, StorageError)
+                else _unexpected("fold", error)
+            )
             self._fold_task = None
-            if self.failure is None:
-                self._give_up(_Gathering(), error)
-            return
+            self._give_up(_Gathering(), failure)
+            return failure
         self._log_bytes -= folded_bytes
         self._folding = {}
         self._fold_task = None
         if self._fresh:
             self._plan_fold()
+        return None
 
     # -- reading -------------------------------------------------------------
 
@@ -364,6 +402,20 @@ class Committer:
         for (raw, answer), loaded, earlier in zip(asked, found, before, strict=True):
             if not answer.done():
                 answer.set_result(_overlay(loaded, earlier, self.pending(raw)))
+
+
+def _tell(callbacks: Iterable[Callable[[T], None]], news: T) -> None:
+    """Call each of them; one that raises must not keep the others from hearing."""
+    for callback in callbacks:
+        try:
+            callback(news)
+        except Exception:
+            log.exception("storage.callback_failed")
+
+
+def _unexpected(operation: str, error: BaseException) -> StorageFailedError:
+    log.error("storage.unexpected", operation=operation, exc_info=error)
+    return StorageFailedError(operation, f"{type(error).__name__}: {error}")
 
 
 def _overlay(loaded: Loaded, *changes: ObjectChange | None) -> Loaded:

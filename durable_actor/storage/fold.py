@@ -14,7 +14,7 @@ Theory of operation
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
@@ -32,6 +32,7 @@ from durable_actor.storage.batch import (
 from durable_actor.storage.integrity import value_crc
 
 CHUNK_ROWS_MAX = 512  # a chunk this size delays a commit by a few milliseconds
+CHUNK_BYTES_MAX = 1024 * 1024  # so does one with values of this size together
 
 Parameter: TypeAlias = int | str | bytes | None
 Statement: TypeAlias = tuple[str, list[Parameter]]
@@ -103,30 +104,42 @@ class Merged:
     events: list[EventRow] = field(default_factory=list)
     delivered: list[int] = field(default_factory=list)
 
-
-def merge(batches: Iterable[bytes]) -> Merged:
-    """Play batches in order and return the newest of everything."""
-    merged = Merged()
-    objects = merged.objects
-    for batch in batches:
+    def play(self, batch: bytes) -> None:
+        """Play one later batch on top."""
+        objects = self.objects
         for seal in decode_batch(batch):
             if seal.num:
                 change = objects.get(seal.num)
                 if change is None:
                     change = objects[seal.num] = ObjectChange()
                 change.add(seal)
-            merged.events.extend(seal.events)
-            merged.delivered.extend(seal.delivered)
+            self.events.extend(seal.events)
+            self.delivered.extend(seal.delivered)
+
+
+def merge(batches: Iterable[bytes]) -> Merged:
+    """Play batches in order and return the newest of everything."""
+    merged = Merged()
+    for batch in batches:
+        merged.play(batch)
     return merged
 
 
 def chunks(merged: Merged) -> Iterator[list[Statement]]:
-    """Yield the statements of one transaction after the other."""
+    """Yield the statements of one transaction after the other.
+
+    A transaction that returns as many rows as a chunk may have is to be repeated: what
+    it removes is bounded too.
+    """
     nums = sorted(merged.objects)
     gone = [num for num in nums if merged.objects[num].deleted]
     cleared = [num for num in nums if merged.objects[num].cleared]
     for part in _parts(cleared):
-        yield [(f"DELETE FROM kv WHERE object IN ({_marks(part)})", [*part])]
+        sql = (
+            f"DELETE FROM kv WHERE rowid IN (SELECT rowid FROM kv WHERE object IN"
+            f" ({_marks(part)}) LIMIT {CHUNK_ROWS_MAX}) RETURNING 1"
+        )
+        yield [(sql, [*part])]
     for part in _parts(gone):
         marks = _marks(part)
         yield [
@@ -156,7 +169,7 @@ def _key_chunks(merged: Merged, nums: Sequence[int]) -> Iterator[list[Statement]
         pairs = ",".join(["(?,?)"] * len(drops))
         sql = f"DELETE FROM kv WHERE (object, key) IN (VALUES {pairs})"
         yield [(sql, [item for pair in drops for item in pair])]
-    for rows in _parts(stored):
+    for rows in _parts(stored, lambda row: len(row[2])):
         sql = (
             "INSERT INTO kv (object, key, value, crc) VALUES"
             f" {_tuples(4, len(rows))} ON CONFLICT (object, key)"
@@ -210,7 +223,7 @@ def _reply_chunks(merged: Merged, nums: Sequence[int]) -> Iterator[list[Statemen
     replies = [
         (num, reply) for num in nums for reply in merged.objects[num].replies or ()
     ]
-    for rows in _parts(replies):
+    for rows in _parts(replies, lambda row: len(row[1].reply)):
         sql = (
             "INSERT OR REPLACE INTO reply (object, request, reply, expires_at_ms)"
             f" VALUES {_tuples(4, len(rows))}"
@@ -224,7 +237,7 @@ def _reply_chunks(merged: Merged, nums: Sequence[int]) -> Iterator[list[Statemen
 def _outbox_chunks(merged: Merged) -> Iterator[list[Statement]]:
     arrived = set(merged.delivered)
     waiting = [event for event in merged.events if event.seq not in arrived]
-    for rows in _parts(waiting):
+    for rows in _parts(waiting, lambda event: len(event.data)):
         sql = (
             "INSERT OR REPLACE INTO outbox (seq, id, class, event)"
             f" VALUES {_tuples(4, len(rows))}"
@@ -237,9 +250,20 @@ def _outbox_chunks(merged: Merged) -> Iterator[list[Statement]]:
         yield [(f"DELETE FROM outbox WHERE seq IN ({_marks(part)})", [*part])]
 
 
-def _parts(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
-    for start in range(0, len(rows), CHUNK_ROWS_MAX):
-        yield rows[start : start + CHUNK_ROWS_MAX]
+def _parts(
+    rows: Sequence[_Row], weight: Callable[[_Row], int] | None = None
+) -> Iterator[Sequence[_Row]]:
+    """Cut rows where a chunk has enough of them, or enough bytes."""
+    start, size_bytes = 0, 0
+    for place, row in enumerate(rows):
+        row_bytes = 0 if weight is None else weight(row)
+        is_full = size_bytes + row_bytes > CHUNK_BYTES_MAX and place > start
+        if is_full or place - start == CHUNK_ROWS_MAX:
+            yield rows[start:place]
+            start, size_bytes = place, 0
+        size_bytes += row_bytes
+    if start < len(rows):
+        yield rows[start:]
 
 
 def _marks(rows: Sequence[object]) -> str:

@@ -307,6 +307,11 @@ class Overlay:
             self._transactions = asyncio.Lock()
         return self._transactions
 
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether a transaction is open; nothing is sealed until its end."""
+        return bool(self._undo)
+
     def begin(self) -> None:
         """Begin a transaction; sealing stops until its end. May be nested."""
         if self._undo is None:

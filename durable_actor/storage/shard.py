@@ -19,6 +19,7 @@ The only module that knows aiosqlite.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -36,7 +37,7 @@ from durable_actor.errors import (
 )
 from durable_actor.failpoints import failpoint
 from durable_actor.storage.batch import AlarmRow, EventRow, ObjectRow, ReplyRow
-from durable_actor.storage.fold import Statement, chunks, merge
+from durable_actor.storage.fold import CHUNK_ROWS_MAX, Merged, Statement, chunks
 from durable_actor.storage.integrity import row_crc, value_crc
 from durable_actor.storage.ports import (
     DirectoryEntry,
@@ -66,6 +67,9 @@ HYDRATE_KEYS_MAX = 512  # an object with more keys loads on demand
 HYDRATE_VALUE_BYTES_MAX = 16 * 1024  # so does one with a larger value
 _LOAD_OBJECTS_MAX = 100  # objects to a statement; SQLite joins at most 500 selects
 _PAGE_BYTES = 4096
+_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_PRIMARY = 0xFF  # of an extended error code, the part that says which error it is
+_GROWTH_SEQ = -1  # the row of the log that is there only to make the WAL grow
 _NOTE_FOLDED = (
     "INSERT OR REPLACE INTO meta VALUES ('folded_seq', ?), ('folded_ticket', ?),"
     " ('last_num', ?), ('last_event', ?)"
@@ -79,6 +83,8 @@ class Shard:
         self._db = connection
         self._options = options
         self._write = asyncio.Lock()
+        self._folding = asyncio.Lock()
+        self._is_closed = False
         # Invariant: the batches of all rows of the log, oldest first.
         self._unfolded: list[bytes] = []
         self._seq = 0
@@ -102,24 +108,24 @@ class Shard:
             StorageFailedError: Damaged, or an I/O error.
         """
         uri = options.uri or Path(options.path).absolute().as_uri()
-        connection = await aiosqlite.connect(
-            uri, uri=True, isolation_level=None, timeout=0
-        )
+        try:
+            connection = await aiosqlite.connect(
+                uri, uri=True, isolation_level=None, timeout=0
+            )
+        except sqlite3.Error as error:
+            raise _translate("open", error) from error
         shard = cls(connection, options)
         try:
             await shard._prepare()
-        except sqlite3.OperationalError as error:
-            await connection.close()
-            if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        except sqlite3.Error as error:
+            await shard.drop()
+            if _code(error) in _BUSY:
                 raise DataDirectoryInUseError(
                     options.path, "another connection"
                 ) from error
             raise _translate("open", error) from error
-        except sqlite3.Error as error:
-            await connection.close()
-            raise _translate("open", error) from error
         except BaseException:
-            await connection.close()
+            await shard.drop()
             raise
         return shard
 
@@ -129,15 +135,15 @@ class Shard:
         async with self._write:
             failpoint("commit.before")
             try:
-                await self._db.execute_fetchall(
+                await self._all(
                     "INSERT INTO log VALUES (?, ?, ?, ?, ?)",
-                    (
+                    [
                         self._seq + 1,
                         group.first_ticket,
                         group.last_ticket,
                         group.batch,
                         crc,
-                    ),
+                    ],
                 )
             except sqlite3.Error as error:
                 raise _translate("commit", error) from error
@@ -146,22 +152,31 @@ class Shard:
             self._last_ticket = group.last_ticket
             self._unfolded.append(group.batch)
             self._wal_bytes += len(group.batch) + 3 * _PAGE_BYTES
-        if self._wal_bytes > self._options.wal_bytes_max:
-            await self._checkpoint()
+        await self._keep_wal_within(self._options.wal_bytes_max)
 
     async def fold(self) -> None:
         """Bring every group committed so far into the tables, in bounded chunks."""
+        async with self._folding:
+            await self._fold()
+
+    async def _fold(self) -> None:
         batches = list(self._unfolded)
         if not batches:
             return
         last_seq, last_ticket = self._seq, self._last_ticket
-        merged = merge(batches)
+        merged = Merged()
+        for batch in batches:
+            merged.play(batch)
+            await asyncio.sleep(0)  # the loop has other work than a long log
         # Numbers are never used twice, not even after their object is deleted.
         self._last_num = max(self._last_num, *merged.objects, 0)
         self._last_event = max(self._last_event, *(e.seq for e in merged.events), 0)
         for statements in chunks(merged):
-            await self._transact(statements)
-            failpoint("fold.chunk")
+            returned = CHUNK_ROWS_MAX
+            while returned == CHUNK_ROWS_MAX:
+                returned = await self._transact(statements)
+                failpoint("fold.chunk")
+                await self._keep_wal_within(self._options.wal_bytes_max)
         await self._transact(
             [
                 ("DELETE FROM log WHERE seq <= ?", [last_seq]),
@@ -173,8 +188,7 @@ class Shard:
         )
         del self._unfolded[: len(batches)]
         self._folds += 1
-        if self._wal_bytes > self._options.wal_grow_bytes:
-            await self._checkpoint()
+        await self._keep_wal_within(self._options.wal_grow_bytes)
 
     async def read(self, query: Query[A]) -> A:
         """Answer a question from the tables."""
@@ -189,10 +203,11 @@ class Shard:
             await self.fold()
             await self._checkpoint()
         finally:
-            await self._db.close()
+            await self.drop()
 
     async def drop(self) -> None:
         """Close without folding, as after a failure."""
+        self._is_closed = True
         await self._db.close()
 
     async def _prepare(self) -> None:
@@ -245,7 +260,8 @@ class Shard:
         self._last_num = await self._meta("last_num")
         self._last_event = await self._meta("last_event")
         rows = await self._all(
-            "SELECT seq, first_ticket, last_ticket, batch, crc FROM log ORDER BY seq"
+            "SELECT seq, first_ticket, last_ticket, batch, crc FROM log"
+            f" WHERE seq <> {_GROWTH_SEQ} ORDER BY seq"
         )
         for seq, first_ticket, last_ticket, batch, crc in rows:
             whole = (
@@ -269,17 +285,37 @@ class Shard:
 
         A commit into an allocated WAL is about twice as fast as into a growing one.
         """
-        if self._options.wal_grow_bytes:
-            await self._all(
-                "INSERT INTO log VALUES (-1, 0, 0, zeroblob(?), 0)",
-                [self._options.wal_grow_bytes],
-            )
-            await self._all("DELETE FROM log WHERE seq = -1")
-        await self._checkpoint()
+        try:
+            if self._options.wal_grow_bytes:
+                await self._all(
+                    "INSERT OR REPLACE INTO log VALUES (?, 0, 0, zeroblob(?), 0)",
+                    [_GROWTH_SEQ, self._options.wal_grow_bytes],
+                )
+                failpoint("open.grown")
+                await self._all("DELETE FROM log WHERE seq = ?", [_GROWTH_SEQ])
+            await self._checkpoint()
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_FULL:
+                raise
+        except StorageFullError:
+            pass  # what is there can be read; the WAL grows when there is space
+
+    async def _keep_wal_within(self, bytes_max: int) -> None:
+        """Checkpoint if the WAL has grown beyond a size.
+
+        A full disk is no failure here: what was committed is committed, and an error
+        would unsay it. The next commit tries again.
+        """
+        if self._wal_bytes > bytes_max:
+            with contextlib.suppress(StorageFullError):
+                await self._checkpoint()
 
     async def _checkpoint(self) -> None:
         async with self._write:
-            rows = await self._all("PRAGMA wal_checkpoint(PASSIVE)")
+            try:
+                rows = await self._all("PRAGMA wal_checkpoint(PASSIVE)")
+            except sqlite3.Error as error:
+                raise _translate("checkpoint", error) from error
             busy, frames, copied = rows[0]
             if busy or frames != copied:
                 detail = f"{copied} of {frames} pages were copied (busy: {busy})"
@@ -287,20 +323,34 @@ class Shard:
             self._wal_bytes = 0
             self._checkpoints += 1
 
-    async def _transact(self, statements: list[Statement]) -> None:
+    async def _transact(self, statements: list[Statement]) -> int:
+        """Run statements in one transaction; return how many rows they returned."""
+        returned = 0
         async with self._write:
             try:
                 await self._all("BEGIN IMMEDIATE")
                 for sql, parameters in statements:
-                    await self._all(sql, parameters)
-                    self._wal_bytes += _PAGE_BYTES * (2 + len(parameters) // 8)
+                    rows = await self._all(sql, parameters)
+                    returned += len(rows)
+                    self._wal_bytes += _wal_bytes(parameters, len(rows))
                 await self._all("COMMIT")
             except sqlite3.Error as error:
-                if self._db.in_transaction:
-                    await self._all("ROLLBACK")
+                await self._roll_back()
                 raise _translate("fold", error) from error
+            except BaseException:
+                # Cancelled. A transaction left open would swallow the next commit.
+                await self._roll_back()
+                raise
+        return returned
+
+    async def _roll_back(self) -> None:
+        # It may have ended by itself, or with the connection.
+        with contextlib.suppress(sqlite3.Error, StorageFailedError):
+            await self._all("ROLLBACK")
 
     async def _all(self, sql: str, parameters: list[Any] | None = None) -> Rows:
+        if self._is_closed:
+            raise StorageFailedError("use", "the shard is closed")
         return cast("Rows", await self._db.execute_fetchall(sql, parameters or ()))
 
     async def _meta(self, key: str) -> int:
@@ -496,11 +546,21 @@ def _checked(num: int, rows: Rows) -> list[tuple[str, bytes]]:
     return [(key, value) for key, value, _ in rows]
 
 
+def _wal_bytes(parameters: list[Any], returned: int) -> int:
+    """Estimate what a statement adds to the WAL: its values, and the pages of rows."""
+    values = sum(len(item) for item in parameters if isinstance(item, bytes | str))
+    rows = len(parameters) // 4 + returned
+    return values + _PAGE_BYTES * (2 + rows)
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & _PRIMARY
+
+
 def _translate(
     operation: str, error: sqlite3.Error
 ) -> StorageFullError | StorageFailedError:
-    code = getattr(error, "sqlite_errorcode", None)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
-    if code == sqlite3.SQLITE_FULL:
+    if _code(error) == sqlite3.SQLITE_FULL:
         return StorageFullError(operation, "the disk is full; free some space")
     return StorageFailedError(operation, f"{name}: {error}")

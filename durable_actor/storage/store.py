@@ -46,6 +46,9 @@ async def open_store(
     """
     await asyncio.to_thread(prepare_directory, directory)
     lock = await asyncio.to_thread(DirectoryLock, directory)
+    if options.uri is None:
+        # SQLite gives its other files the mode of this one.
+        Path(options.path).touch(mode=0o600)
     try:
         shard: ShardDriver
         if driver == "process":

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from durable_actor import DurableObject, interleave
+from durable_actor import DurableObject, DurableObjectState, Env, interleave
 from durable_actor.testing import open_test_host
 from tests.support.drivers import take_over
 from tests.support.scene import Scene
@@ -121,7 +121,7 @@ async def test_an_interleaving_method_waits_for_the_constructor() -> None:
     scene = Scene()
 
     class Slow(Actor):
-        def __init__(self, ctx, env) -> None:  # type: ignore[no-untyped-def]
+        def __init__(self, ctx: DurableObjectState, env: Env) -> None:
             super().__init__(ctx, env)
             ctx.block_concurrency_while(lambda: env.scene.reach("constructor"))
 
@@ -137,8 +137,9 @@ async def test_an_interleaving_method_waits_for_the_constructor() -> None:
 async def test_an_idle_object_is_not_a_task() -> None:
     async with open_test_host(env={"scene": Scene()}) as test:
         namespace = test.host.namespace(Actor)
-        before = len(asyncio.all_tasks())
+        await test.settle()
+        before = asyncio.all_tasks()
         for i in range(20):
             await namespace.get_by_name(str(i)).increment()
         await test.settle()
-        assert len(asyncio.all_tasks()) == before
+        assert asyncio.all_tasks() == before

@@ -36,13 +36,7 @@ class PausableDriver:
         self._resumed.set()
 
     async def commit(self, group: Group) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        name = task.get_name()
-        # `settle` waits for whoever is called "commit"; this one waits for the test.
-        task.set_name("commit, held back by the test")
         await self._resumed.wait()
-        task.set_name(name)
         if self.failures:
             raise self.failures.popleft()
         self.groups += 1

@@ -337,6 +337,19 @@ async def test_a_draining_daemon_refuses_new_work_and_says_when_to_come_back(
     assert (await web.http.get("/metrics")).status_code == 200
 
 
+async def test_a_full_process_refuses_but_tells_how_it_is(web: Web) -> None:
+    web.traffic.in_flight_max = 0
+
+    refused = await web.call("add", 1)
+
+    assert refused.status_code == 503
+    assert refused.json()["code"] == "overloaded"
+    assert refused.json()["overloaded"] is True
+    assert "retry-after" in refused.headers
+    for path in ("/livez", "/readyz", "/metrics"):
+        assert (await web.http.get(path)).status_code == 200
+
+
 async def test_a_drain_waits_for_accepted_work(web: Web) -> None:
     call = asyncio.ensure_future(web.call("wait"))
     await web.host.called.wait()

@@ -17,6 +17,7 @@ from tests.durable_actor.daemon.fakes import TOKEN, Web
 
 class QuickProtocol(BoundedProtocol):
     head_timeout_ms = 150
+    connections_max = 5
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,22 @@ async def test_a_kept_connection_has_the_deadline_for_each_head(served: Served) 
 
     assert rest == b""
     writer.close()
+
+
+async def test_connections_beyond_the_limit_are_told_so(served: Served) -> None:
+    kept = []
+    for _ in range(5):
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(served.head(start="GET /livez"))
+        await reader.readuntil(b"}")
+        kept.append(writer)
+
+    refused = await served.send()
+    for writer in kept:
+        writer.close()
+
+    assert refused.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after" in refused.lower()
 
 
 async def test_pipelined_requests_are_answered_in_order(served: Served) -> None:

@@ -266,6 +266,21 @@ def test_a_signal_drains_and_the_status_is_zero(
     assert "exit" not in events
 
 
+def test_a_terminal_s_interrupt_reaches_all_processes_and_still_drains(
+    start_daemon: Start,
+) -> None:
+    daemon = start_daemon().wait_ready()
+    with daemon.http() as http:
+        http.post("/v1/objects/Counter/a/increment")
+        os.killpg(daemon.process.pid, signal.SIGINT)
+        status, errors = daemon.wait()
+
+    assert status == 0
+    assert "Traceback" not in errors
+    with start_daemon().wait_ready().http() as http:
+        assert http.post("/v1/objects/Counter/a/value").json() == {"result": 1}
+
+
 SLOW_APP = """
 import asyncio
 from durable_actor import DurableObject

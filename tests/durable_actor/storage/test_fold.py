@@ -89,10 +89,14 @@ class Disk:
         for number, statements in enumerate(fold.chunks(fold.merge(log))):
             if number == crash_after:
                 return False
-            self.db.execute("BEGIN")
-            for sql, parameters in statements:
-                self.db.execute(sql, parameters)
-            self.db.execute("COMMIT")
+            returned = fold.CHUNK_ROWS_MAX
+            while returned == fold.CHUNK_ROWS_MAX:
+                self.db.execute("BEGIN")
+                returned = sum(
+                    len(self.db.execute(sql, parameters).fetchall())
+                    for sql, parameters in statements
+                )
+                self.db.execute("COMMIT")
         return True
 
     @property

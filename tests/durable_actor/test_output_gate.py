@@ -1,0 +1,368 @@
+"""Nothing is said before what it rests on is on disk; a lost write breaks its object."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from durable_actor import (
+    DurableActorError,
+    DurableObject,
+    ObjectResetError,
+    StorageFailedError,
+    StorageFullError,
+    interleave,
+)
+from durable_actor.testing import open_test_host
+from tests.support.drivers import take_over
+from tests.support.scene import Scene, results
+
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+FULL = StorageFullError("commit", "the test's disk is full")
+FAILED = StorageFailedError("commit", "the test's disk is broken")
+
+
+class Account(DurableObject):
+    async def deposit(self, amount: int) -> int:
+        balance: int = await self.ctx.storage.get("balance", 0) + amount
+        self.ctx.storage.put("balance", balance)
+        return balance
+
+    async def balance(self) -> int:
+        balance: int = await self.ctx.storage.get("balance", 0)
+        return balance
+
+    async def ping(self) -> str:
+        return "pong"
+
+    async def deposit_twice(self, amount: int) -> None:
+        await self.deposit(amount)
+        await asyncio.sleep(0)
+        await self.deposit(amount)
+
+    async def deposit_and_sync(self, amount: int) -> None:
+        self.ctx.storage.put("balance", amount)
+        await self.ctx.storage.sync()
+        self.env.scene.note("synced")
+
+    async def fail_after_deposit(self, amount: int) -> None:
+        await self.deposit(amount)
+        raise ValueError(amount)
+
+    async def move(self, amount: int, to: str) -> int:
+        """Pay another account; answers with that account's balance."""
+        self.ctx.storage.put("balance", -amount)
+        other = self.env.namespace(Account).get_by_name(to)
+        balance: int = await other.deposit(amount)
+        self.env.scene.note(f"{to} has {balance}")
+        return balance
+
+    async def move_detached(self, amount: int, to: str) -> None:
+        """Pay another account in a task that nobody awaits."""
+        self.ctx.storage.put("balance", -amount)
+        other = self.env.namespace(Account).get_by_name(to)
+        self.env.detached = asyncio.ensure_future(other.deposit(amount))
+        await self.env.scene.reach("moved")
+
+    async def look_at(self, other: str) -> int:
+        """Answer with what another account said, writing nothing."""
+        balance: int = await self.env.namespace(Account).get_by_name(other).balance()
+        self.env.scene.note(f"{other} has {balance}")
+        return balance
+
+    async def look_and_wait(self, other: str) -> int:
+        balance = await self.look_at(other)
+        await self.env.scene.reach("waiting")
+        return balance
+
+    async def wait(self, scene: str) -> int:
+        await self.env.scene.reach(scene)
+        return await self.balance()
+
+    @interleave
+    async def peek(self) -> int:
+        return await self.balance()
+
+    async def in_transaction(self, amount: int) -> None:
+        async def change(_: object) -> None:
+            self.ctx.storage.put("balance", amount)
+            await self.env.scene.reach("transaction")
+
+        await self.ctx.storage.transaction(change)
+
+
+@pytest.mark.parametrize("driver", ["thread", "process"])
+async def test_a_reply_waits_for_the_writes_before_it(driver: str) -> None:
+    async with open_test_host(driver=driver) as test:  # type: ignore[arg-type]  # one of the two
+        account = test.host.namespace(Account).get_by_name("a")
+        await account.balance()
+        disk = take_over(test.host)
+        disk.pause()
+        reply = asyncio.ensure_future(account.deposit(5))
+        await test.settle()
+        assert not reply.done()
+        disk.resume()
+        assert await reply == 5
+
+
+async def test_a_reply_that_only_read_waits_for_the_write_it_saw() -> None:
+    async with open_test_host() as test:
+        account = test.host.namespace(Account).get_by_name("a")
+        await account.balance()
+        disk = take_over(test.host)
+        disk.pause()
+        writing = asyncio.ensure_future(account.deposit(5))
+        reading = asyncio.ensure_future(account.balance())
+        await test.settle()
+        assert not reading.done()
+        disk.resume()
+        assert await asyncio.gather(writing, reading) == [5, 5]
+
+
+async def test_a_reply_that_rests_on_nothing_new_waits_for_nobody() -> None:
+    async with open_test_host() as test:
+        namespace = test.host.namespace(Account)
+        reader, writer = namespace.get_by_name("a"), namespace.get_by_name("b")
+        await asyncio.gather(reader.balance(), writer.balance())
+        disk = take_over(test.host)
+        disk.pause()
+        writing = asyncio.ensure_future(writer.deposit(5))
+        assert await reader.balance() == 0
+        disk.resume()
+        await writing
+
+
+async def test_an_error_waits_for_the_writes_before_it() -> None:
+    async with open_test_host() as test:
+        account = test.host.namespace(Account).get_by_name("a")
+        await account.balance()
+        disk = take_over(test.host)
+        disk.pause()
+        reply = asyncio.ensure_future(account.fail_after_deposit(5))
+        await test.settle()
+        assert not reply.done()
+        disk.resume()
+        with pytest.raises(ValueError, match="5"):
+            await reply
+        assert await account.balance() == 5
+
+
+async def test_a_call_inside_the_host_waits_only_where_it_leaves() -> None:
+    scene = Scene()
+    async with open_test_host(env={"scene": scene}) as test:
+        namespace = test.host.namespace(Account)
+        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
+        await asyncio.gather(a.balance(), b.balance())
+        disk = take_over(test.host)
+        disk.pause()
+        moving = asyncio.ensure_future(a.move(3, "b"))
+        await test.settle()
+        assert scene.log == ["b has 3"]  # b answered before the disk did
+        assert not moving.done()
+        disk.resume()
+        assert await moving == 3
+
+
+async def test_an_answer_that_was_only_passed_on_waits_for_its_origin() -> None:
+    scene = Scene()
+    async with open_test_host(env={"scene": scene}) as test:
+        namespace = test.host.namespace(Account)
+        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
+        await asyncio.gather(a.balance(), b.balance())
+        disk = take_over(test.host)
+        disk.pause()
+        writing = asyncio.ensure_future(b.deposit(5))
+        looking = asyncio.ensure_future(a.look_at("b"))
+        await test.settle()
+        assert scene.log == ["b has 5"]
+        assert not looking.done()
+        disk.resume()
+        assert await asyncio.gather(writing, looking) == [5, 5]
+
+
+async def test_sync_returns_once_the_write_is_durable() -> None:
+    scene = Scene()
+    async with open_test_host(env={"scene": scene}) as test:
+        account = test.host.namespace(Account).get_by_name("a")
+        await account.balance()
+        disk = take_over(test.host)
+        disk.pause()
+        reply = asyncio.ensure_future(account.deposit_and_sync(5))
+        await test.settle()
+        assert scene.log == []
+        disk.resume()
+        await reply
+        assert scene.log == ["synced"]
+
+
+async def test_a_full_disk_fails_the_call_and_the_next_event_starts_from_disk() -> None:
+    async with open_test_host() as test:
+        account = test.host.namespace(Account).get_by_name("a")
+        await account.deposit(1)
+        disk = take_over(test.host)
+        disk.failures.append(FULL)
+        with pytest.raises(DurableActorError) as caught:
+            await account.deposit(5)
+        assert caught.value.outcome == "failed"
+        assert caught.value.retryable
+        assert await account.balance() == 1
+        assert await account.deposit(1) == 2
+        assert test.host.state == "ok"
+
+
+async def test_a_full_disk_spares_objects_that_did_not_depend_on_it() -> None:
+    async with open_test_host() as test:
+        namespace = test.host.namespace(Account)
+        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
+        await asyncio.gather(a.deposit(1), b.deposit(1))
+        disk = take_over(test.host)
+        disk.failures.append(FULL)
+        disk.pause()
+        writing = asyncio.ensure_future(a.deposit(5))
+        await test.settle()
+        reset_before = test.host.stats().reset
+        disk.resume()
+        with pytest.raises(DurableActorError):
+            await writing
+        assert await b.balance() == 1
+        assert test.host.stats().reset == reset_before + 1
+
+
+async def test_a_lost_write_also_breaks_who_heard_of_it() -> None:
+    scene = Scene()
+    async with open_test_host(env={"scene": scene}) as test:
+        namespace = test.host.namespace(Account)
+        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
+        await asyncio.gather(a.balance(), b.balance())
+        disk = take_over(test.host)
+        disk.failures.append(FULL)
+        disk.pause()
+        writing = asyncio.ensure_future(b.deposit(5))
+        looking = asyncio.ensure_future(a.look_and_wait("b"))
+        await test.settle()
+        assert scene.log == ["b has 5", "waiting"]
+        disk.resume()
+        wrote, looked = await results([writing, looking])
+        assert isinstance(wrote, DurableActorError)
+        assert isinstance(looked, ObjectResetError)
+        assert looked.outcome == "failed"
+        assert await a.look_at("b") == 0
+
+
+async def test_a_message_whose_sender_lost_its_write_is_not_delivered() -> None:
+    scene = Scene()
+    async with open_test_host(env={"scene": scene}) as test:
+        namespace = test.host.namespace(Account)
+        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
+        await asyncio.gather(a.balance(), b.balance())
+        disk = take_over(test.host)
+        disk.failures.append(FULL)
+        disk.pause()
+        busy = asyncio.ensure_future(b.wait("busy"))
+        await test.settle()
+        moving = asyncio.ensure_future(a.move(3, "b"))  # waits in b's line
+        await test.settle()
+        disk.resume()
+        moved = (await results([moving]))[0]
+        assert isinstance(moved, ObjectResetError)
+        scene.open("busy")
+        assert await busy == 0
+        await test.settle()
+        # The debit was lost, so the credit must not happen.
+        assert [await a.balance(), await b.balance()] == [0, 0]
+        assert await b.ping() == "pong"
+
+
+async def test_a_message_of_a_detached_task_is_not_delivered_either() -> None:
+    scene = Scene()
+    async with open_test_host(env={"scene": scene}) as test:
+        namespace = test.host.namespace(Account)
+        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
+        await asyncio.gather(a.balance(), b.balance())
+        disk = take_over(test.host)
+        disk.failures.append(FULL)
+        disk.pause()
+        busy = asyncio.ensure_future(b.wait("busy"))
+        await test.settle()
+        moving = asyncio.ensure_future(a.move_detached(3, "b"))
+        await test.settle()
+        disk.resume()
+        await results([moving])
+        scene.open("busy")
+        await results([busy, test.host.env.detached])
+        assert [await a.balance(), await b.balance()] == [0, 0]
+
+
+async def test_an_object_that_once_heard_of_a_lost_write_answers_again() -> None:
+    scene = Scene()
+    async with open_test_host(env={"scene": scene}) as test:
+        namespace = test.host.namespace(Account)
+        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
+        await asyncio.gather(a.balance(), b.balance())
+        disk = take_over(test.host)
+        disk.failures.append(FULL)
+        await results([b.deposit(5), a.look_at("b"), a.look_at("b")])
+        assert await a.ping() == "pong"
+        assert await a.look_at("b") == 0
+
+
+async def test_a_queued_call_behind_a_lost_write_was_not_executed() -> None:
+    scene = Scene()
+    async with open_test_host(env={"scene": scene}) as test:
+        account = test.host.namespace(Account).get_by_name("a")
+        await account.balance()
+        disk = take_over(test.host)
+        disk.failures.append(FULL)
+        disk.pause()
+        writing = asyncio.ensure_future(account.deposit(5))
+        running = asyncio.ensure_future(account.wait("running"))
+        queued = asyncio.ensure_future(account.deposit(7))
+        await test.settle()
+        disk.resume()
+        errors = await results([writing, running, queued])
+        assert all(isinstance(error, DurableActorError) for error in errors)
+        outcomes = [
+            error.outcome for error in errors if isinstance(error, DurableActorError)
+        ]
+        assert outcomes == ["failed", "failed", "not_executed"]
+        assert await account.balance() == 0
+
+
+async def test_any_other_storage_error_stops_the_host() -> None:
+    async with open_test_host() as test:
+        namespace = test.host.namespace(Account)
+        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
+        await asyncio.gather(a.deposit(1), b.deposit(1))
+        disk = take_over(test.host)
+        disk.failures.append(FAILED)
+        with pytest.raises(DurableActorError) as caught:
+            await a.deposit(5)
+        assert caught.value.outcome == "unknown"
+        assert test.host.failed.is_set()
+        assert test.host.state == "failed"
+        with pytest.raises(StorageFailedError):
+            await b.balance()
+        await test.restart()
+        namespace = test.host.namespace(Account)
+        assert await namespace.get_by_name("a").balance() == 1
+
+
+async def test_a_reply_waits_for_the_transaction_whose_writes_it_saw() -> None:
+    scene = Scene()
+    async with open_test_host(env={"scene": scene}) as test:
+
+        class Mixed(Account, concurrency="gated"):
+            pass
+
+        account = test.host.namespace(Mixed).get_by_name("a")
+        reading = asyncio.ensure_future(account.wait("reading"))
+        await test.settle()
+        changing = asyncio.ensure_future(account.in_transaction(5))
+        await test.settle()
+        scene.open("reading")
+        await test.settle()
+        assert not reading.done()
+        scene.open("transaction")
+        assert await reading == 5
+        await changing
