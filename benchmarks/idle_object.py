@@ -39,9 +39,14 @@ async def measure(scale: Scale) -> dict[str, Answer]:
             gc.collect()
             tracemalloc.start()
             try:
-                await rate_of_callers(
-                    lambda n: namespace.get_by_name(f"c{n}").increment(), OBJECTS, 1
-                )
+                for first in range(0, OBJECTS, CALLERS):
+                    await rate_of_callers(
+                        lambda n, first=first: namespace.get_by_name(  # type: ignore[misc]
+                            f"c{first + n}"
+                        ).increment(),
+                        CALLERS,
+                        1,
+                    )
                 # What is durable but not in the tables is not the object's memory.
                 await host.committer.fold()
                 gc.collect()

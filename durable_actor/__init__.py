@@ -55,6 +55,7 @@ from durable_actor.errors import (
 )
 from durable_actor.host import Host, HostStats, ObjectEntry, ObjectPage
 from durable_actor.ids import ObjectId
+from durable_actor.log import get_logger
 from durable_actor.namespace import DurableObjectNamespace, DurableObjectStub
 from durable_actor.rpc import AlarmInfo, CallOptions, EventSink, OutboxEvent, Router
 from durable_actor.schedules import Schedule, Schedules
@@ -125,6 +126,7 @@ __all__ = [
     "decode",
     "duration_ms",
     "encode",
+    "get_logger",
     "instant_ms",
     "interleave",
     "load_config",

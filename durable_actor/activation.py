@@ -33,7 +33,6 @@ from enum import Enum
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import msgspec
-import structlog
 
 from durable_actor.clock import Clock, deadline
 from durable_actor.codec import clone, decode, dumps_error, encode, loads_error
@@ -51,6 +50,7 @@ from durable_actor.errors import (
 )
 from durable_actor.gates import InputGate, OutputGate
 from durable_actor.ids import ObjectId
+from durable_actor.log import get_logger
 from durable_actor.mailbox import Envelope, Mailbox, MailboxBounds
 from durable_actor.rpc import AlarmInfo
 from durable_actor.signals import Abort
@@ -70,7 +70,7 @@ ATTRIBUTES_MAX = 16
 BLOCK_DEPTH_MAX = 64  # blocks inside blocks, as on Cloudflare
 ATTRIBUTE_CHARACTERS_MAX = 256
 
-log = structlog.get_logger("durable_actor.objects")
+log = get_logger("durable_actor.objects")
 _delivery_numbers = itertools.count(1)
 
 
@@ -796,7 +796,7 @@ class Activation:
         if asyncio.current_task() is not sender.task:
             return
         names = [repr(self.id)]
-        before = self._delivery_before(None)
+        before = self.delivery_before(None)
         for _ in range(_CIRCLE_MAX):
             if before is sender:
                 circle = " waits for ".join(names)
@@ -809,9 +809,9 @@ class Activation:
                 return
             place, envelope = before.awaits
             names.append(repr(place.id))
-            before = place._delivery_before(envelope)
+            before = place.delivery_before(envelope)
 
-    def _delivery_before(self, envelope: Envelope | None) -> Delivery | None:
+    def delivery_before(self, envelope: Envelope | None) -> Delivery | None:
         """Return the delivery that has to end before an event here is answered.
 
         Args:

@@ -23,10 +23,9 @@ import heapq
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from durable_actor.clock import TIME_MS_MAX, Clock, Timer
 from durable_actor.ids import ObjectId
+from durable_actor.log import get_logger
 
 # (after_ms, until_ms, limit) -> the earliest alarms due in that range, in due order
 Fill = Callable[[int, int, int], Awaitable[Sequence[tuple[ObjectId, int]]]]
@@ -36,7 +35,7 @@ FILL_MAX = 4_096  # entries brought in at once; the rest follows when these have
 FIRE_MAX = 256  # fired before the loop gets a breath
 _FILL_RETRY_MS = 1_000
 
-log = structlog.get_logger("durable_actor.alarms")
+log = get_logger("durable_actor.alarms")
 
 
 @dataclass(slots=True)

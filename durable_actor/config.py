@@ -40,6 +40,16 @@ ENVIRON_PREFIX = "DURABLE_ACTOR_"
 _ENVIRON_ALIASES = {"PORT": "http.port", "DURABLE_ACTOR_DATA_DIR": "storage.dir"}
 _PATHS = ("storage.dir", "http.token_file", "http.uds")
 
+_CRON_NICKNAMES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Positive = Annotated[int, Meta(ge=1)]
 NotNegative = Annotated[int, Meta(ge=0)]
@@ -366,6 +376,11 @@ def _claim(names: dict[str, str], name: str, key: str) -> None:
     names[name] = key
 
 
+def cron_expression(text: str) -> str:
+    """Return the five fields of a cron expression that may be a nickname: `@daily`."""
+    return _CRON_NICKNAMES.get(text.strip().lower(), text)
+
+
 def _check_schedule(schedule: Schedule, key: str) -> None:
     if (schedule.cron is None) == (schedule.every is None):
         raise ConfigError(f"{key}: give either `cron` or `every`")
@@ -388,7 +403,7 @@ def _check_schedule(schedule: Schedule, key: str) -> None:
         raise ConfigError(message) from None
     try:
         if schedule.cron is not None:
-            CronSim(schedule.cron, datetime(2000, 1, 1, tzinfo=UTC))
+            CronSim(cron_expression(schedule.cron), datetime(2000, 1, 1, tzinfo=UTC))
         elif duration_ms(schedule.every or 0) == 0:
             raise ConfigError(f"{key}.every: must be longer than nothing")
     except CronSimError as error:

@@ -20,8 +20,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-import structlog
-
 from durable_actor.activation import (
     Activation,
     ActivationCounters,
@@ -47,6 +45,7 @@ from durable_actor.errors import (
     StorageFullError,
 )
 from durable_actor.ids import IdSpace, ObjectId
+from durable_actor.log import get_logger
 from durable_actor.mailbox import Envelope, MailboxBounds
 from durable_actor.namespace import DurableObjectNamespace
 from durable_actor.outbox import Outbox
@@ -73,7 +72,7 @@ _REQUEST_ID_CHARACTERS_MAX = 256  # four UUIDs and some words
 _CANCEL_SECONDS = 2.0  # what was cancelled has so long to clean up
 _SWEEP_PARTS = 4  # looks for idle objects so often in the time they may idle
 
-log = structlog.get_logger("durable_actor.host")
+log = get_logger("durable_actor.host")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

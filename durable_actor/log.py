@@ -1,8 +1,9 @@
 """Log: how the daemon writes records down. The library only makes them.
 
-Modules call `structlog.get_logger("durable_actor.x")` and log an event with fields.
-What becomes of it is decided by whoever runs the program; the daemon calls
-`configure_logging` once, before anything is logged.
+Modules call `get_logger("durable_actor.x")` and log an event with fields. What becomes
+of it is decided by whoever runs the program; the daemon calls `configure_logging` once,
+before anything is logged. A program that has not configured structlog gets records of
+the standard library, which says nothing below a warning: a guest does not print.
 
 Promises
     Every record is one line of JSON, or one paragraph on a terminal, with `ts`,
@@ -34,6 +35,51 @@ Format = Literal["auto", "console", "json"]
 
 _FIRST = ("ts", "level", "event", "logger")
 _INSTALLED = ("uvicorn", "uvicorn.access", "uvicorn.error", "apscheduler", "asyncio")
+
+
+def get_logger(name: str) -> Logger:
+    """Return a logger that follows whatever the program has configured by then."""
+    return Logger(name)
+
+
+class Logger:
+    """Logs events with fields: to structlog if it is configured, else to logging."""
+
+    def __init__(self, name: str) -> None:
+        self._structured: structlog.stdlib.BoundLogger = structlog.get_logger(name)
+        self._plain: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+            logging.getLogger(name),
+            processors=[
+                structlog.stdlib.filter_by_level,
+                structlog.processors.format_exc_info,
+                structlog.processors.KeyValueRenderer(key_order=["event"]),
+            ],
+            wrapper_class=structlog.stdlib.BoundLogger,
+        )
+
+    def debug(self, event: str, **fields: object) -> None:
+        """Log the life of a delivery."""
+        self._logger.debug(event, **fields)
+
+    def info(self, event: str, **fields: object) -> None:
+        """Log the life of objects, runs and hosts."""
+        self._logger.info(event, **fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Log what was strange and was coped with."""
+        self._logger.warning(event, **fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        """Log what a person should look at."""
+        self._logger.error(event, **fields)
+
+    def exception(self, event: str, **fields: object) -> None:
+        """Log an error with the exception that is being handled."""
+        self._logger.exception(event, **fields)  # noqa: LOG004  # our callers do
+
+    @property
+    def _logger(self) -> structlog.stdlib.BoundLogger:
+        return self._structured if structlog.is_configured() else self._plain
 
 
 def configure_logging(

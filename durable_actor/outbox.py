@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 import msgspec
-import structlog
 
 from durable_actor.clock import Clock, sleep_until
 from durable_actor.errors import StorageError
+from durable_actor.log import get_logger
 from durable_actor.rpc import EventSink, OutboxEvent
 from durable_actor.storage.batch import EventRow, Seal
 from durable_actor.storage.committer import Committer
@@ -27,7 +27,7 @@ _READ_EVENTS_MAX = 1_000
 _BACKOFF_MS_MIN = 500
 _BACKOFF_MS_MAX = 60_000
 
-log = structlog.get_logger("durable_actor.outbox")
+log = get_logger("durable_actor.outbox")
 
 
 class Outbox:
@@ -90,6 +90,13 @@ class Outbox:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        for object_class, sink in self._sinks.items():
+            close = getattr(sink, "close", None)
+            if close is not None:
+                try:
+                    await close()
+                except Exception:
+                    log.exception("outbox.close_failed", object_class=object_class)
 
     def _wake(self, object_class: str) -> None:
         sink = self._sinks.get(object_class)
@@ -111,7 +118,7 @@ class Outbox:
                 rows = [waiting[i] for i in range(min(len(waiting), BATCH_EVENTS_MAX))]
                 try:
                     await sink.deliver([_event(row) for row in rows])
-                except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # a sink's
+                except (Exception, asyncio.CancelledError) as error:  # a sink's
                     task = asyncio.current_task()
                     if task is not None and task.cancelling():
                         raise  # the host is closing, or the loop is

@@ -10,29 +10,26 @@ The only module that knows APScheduler, which has no types.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.base import BaseTrigger
 from cronsim import CronSim, CronSimError
 
 from durable_actor.clock import Duration, duration_ms, to_datetime
+from durable_actor.config import cron_expression
 from durable_actor.errors import ConfigError
+from durable_actor.log import get_logger
 
-log = structlog.get_logger("durable_actor.recurring")
+log = get_logger("durable_actor.recurring")
 
 EVERY_MS_MIN = 10  # more often is a loop, not a schedule
-_NICKNAMES = {
-    "@hourly": "0 * * * *",
-    "@daily": "0 0 * * *",
-    "@weekly": "0 0 * * 0",
-    "@monthly": "0 0 1 * *",
-    "@yearly": "0 0 1 1 *",
-}
+_EPOCH = to_datetime(0)
+_MS = timedelta(milliseconds=1)
 
 
 class Timetable(Protocol):
@@ -73,7 +70,7 @@ class Cron:
         Raises:
             ConfigError: The expression or the time zone is not one.
         """
-        self.expression = _NICKNAMES.get(expression.strip(), expression)
+        self.expression = cron_expression(expression)
         try:
             self._zone = ZoneInfo(timezone)
             CronSim(self.expression, datetime(2000, 1, 1, tzinfo=UTC))
@@ -86,10 +83,12 @@ class Cron:
 
     def next_after(self, at_ms: int) -> int | None:
         """Return the first matching time after a time."""
-        found = next(
-            CronSim(self.expression, to_datetime(at_ms).astimezone(self._zone)), None
-        )
-        return None if found is None else int(found.timestamp() * 1_000)
+        start = to_datetime(at_ms).astimezone(self._zone)
+        for found in CronSim(self.expression, start):
+            # In the hour that comes again, cronsim begins with times of its first pass.
+            if (found_ms := _epoch_ms(found)) > at_ms:
+                return found_ms
+        return None
 
     @property
     def explanation(self) -> str:
@@ -101,6 +100,7 @@ class Recurring:
     """Runs functions again and again while a host is open."""
 
     def __init__(self) -> None:
+        self._is_running = False
         # Without a grace time a late job still runs, once, instead of being dropped.
         self._scheduler = AsyncIOScheduler(
             timezone=UTC,
@@ -114,10 +114,13 @@ class Recurring:
     def start(self) -> None:
         """Begin to run what was added, on the running loop."""
         self._scheduler.start()
+        self._is_running = True
 
     def stop(self) -> None:
-        """Run nothing any more."""
-        if self._scheduler.running:
+        """Run nothing any more, and cancel what runs."""
+        # APScheduler stops a moment later; until then it says that it is running.
+        if self._is_running:
+            self._is_running = False
             self._scheduler.shutdown(wait=False)
 
     def add(
@@ -128,6 +131,8 @@ class Recurring:
         async def run() -> None:
             try:
                 await work()
+            except asyncio.CancelledError:
+                pass  # by `stop`; APScheduler would report it as an error of the job
             except Exception:
                 log.exception("recurring.failed", name=name)
 
@@ -151,8 +156,12 @@ class _Trigger(BaseTrigger):  # type: ignore[misc]  # APScheduler has no types
         self, previous_fire_time: datetime | None, now: datetime
     ) -> datetime | None:
         after = now if previous_fire_time is None else max(previous_fire_time, now)
-        at_ms = self._timetable.next_after(int(after.timestamp() * 1_000))
+        at_ms = self._timetable.next_after(_epoch_ms(after))
         return None if at_ms is None else to_datetime(at_ms)
+
+
+def _epoch_ms(moment: datetime) -> int:
+    return (moment - _EPOCH) // _MS
 
 
 def describe(timetable: Timetable) -> str:

@@ -73,7 +73,8 @@ class EventSink(Protocol):
 
     `deliver` gets the oldest undelivered events, in order, and returns once they have
     arrived. If it raises, the same events are offered again later, so a sink sees each
-    event at least once.
+    event at least once. A sink that has an `async def close()` is closed with the host;
+    a later `deliver` opens it again.
     """
 
     async def deliver(self, events: Sequence[OutboxEvent], /) -> None:

@@ -20,17 +20,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import structlog
-
 from durable_actor.clock import Duration, Timer, duration_ms
 from durable_actor.codec import encode
 from durable_actor.entrypoints import DurableObject, interleave
 from durable_actor.errors import ConfigError, DurableActorError, HostClosedError
 from durable_actor.host import Host
+from durable_actor.log import get_logger
 from durable_actor.recurring import Cron, Every, Timetable
 from durable_actor.rpc import CallOptions
 
-log = structlog.get_logger("durable_actor.schedules")
+log = get_logger("durable_actor.schedules")
 
 StartRun = Callable[[str, Any, str], Awaitable[object]]
 """Start a run: the workflow's name, its input, and the id of the run."""
@@ -159,6 +158,7 @@ class Schedules:
         self._table = host.namespace(ScheduleTable).get_by_name("default")
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, Timer] = {}
+        self._armed: set[str] = set()
 
     async def start(self) -> None:
         """Deliver what is owed, make up for what was missed, and go on from there."""
@@ -168,6 +168,9 @@ class Schedules:
 
     async def stop(self) -> None:
         """Fire no more; what is under way is finished by the next start."""
+        for name in self._armed:
+            self._host.recurring.remove(_job_name(name))
+        self._armed.clear()
         for timer in self._timers.values():
             timer.cancel()
         tasks = list(self._tasks)
@@ -326,12 +329,11 @@ class Schedules:
             await self.look(schedule.name)
 
         self._host.recurring.add(_job_name(schedule.name), schedule.timetable, look)
+        self._armed.add(schedule.name)
 
     def _look_later(self, name: str) -> None:
         clock = self._host.clock
-        timer = clock.call_at(
-            clock.now_ms() + RETRY_MS, lambda: self._look_soon(name)
-        )
+        timer = clock.call_at(clock.now_ms() + RETRY_MS, lambda: self._look_soon(name))
         self._timers[name] = timer
 
     def _look_soon(self, name: str) -> None:

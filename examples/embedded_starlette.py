@@ -60,9 +60,16 @@ class Counter(DurableObject):
 async def sign_up(step: Step, name: str) -> str:
     """Give somebody a number, after a moment to reconsider."""
     await step.sleep("reconsider", "200 ms")
-    members = step.env.namespace(Counter).get_by_name("members")
-    number = await step.run("take a number", members.increment)
+    number = await step.run("take a number", take_number, step)
     return f"{name} is member {number}"
+
+
+async def take_number(step: Step) -> int:
+    """Return the next number."""
+    counters = step.env.namespace(Counter)
+    # A step that is interrupted runs again; a call with the same identity does not.
+    members = counters.get_by_name("members", request_id=step.idempotency_key)
+    return await members.increment()
 
 
 Workflows, WorkflowClient = create_durable_workflows({"sign_up": sign_up})

@@ -12,6 +12,8 @@ Theory of operation
     Nothing that is shown is assumed. The code that runs says so itself, by adding a
     line to a file (`Trace`) with the id of its process, and the story is told from
     these lines. At the end they are compared with what the run's journal says.
+
+It is longer than its story, because it also checks what it tells.
 """
 
 from __future__ import annotations

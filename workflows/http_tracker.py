@@ -124,7 +124,7 @@ class HttpBatchTracker:
             await sleep_until(self._clock, self._clock.now_ms() + delay_ms)
 
     async def _post_once(self, body: bytes) -> None:
-        client = self._connected()
+        client = await self._connected()
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 async with client.stream("POST", self.endpoint, content=body) as answer:
@@ -139,18 +139,22 @@ class HttpBatchTracker:
             detail = f"answered {answer.status_code}"
             raise TrackerError(self.endpoint, detail, status=answer.status_code)
 
-    def _connected(self) -> httpx2.AsyncClient:
+    async def _connected(self) -> httpx2.AsyncClient:
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
-            self._loop = loop
-            self._client = httpx2.AsyncClient(
-                headers=self._headers,
-                timeout=self._timeout_seconds,
-                follow_redirects=False,
-                trust_env=False,
-                transport=self._transport,
-            )
+            # Reading the certificates takes long enough to be noticed in the loop.
+            client = await asyncio.to_thread(self._make_client)
+            self._loop, self._client = loop, client
         return self._client
+
+    def _make_client(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
+            headers=self._headers,
+            timeout=self._timeout_seconds,
+            follow_redirects=False,
+            trust_env=False,
+            transport=self._transport,
+        )
 
 
 HttpTracker = HttpBatchTracker
@@ -161,6 +165,9 @@ def _body(rows: list[bytes]) -> bytes:
 
 
 async def _drain(answer: httpx2.Response) -> None:
+    """Read the answer to its end, or to where it becomes unreasonable."""
+    if answer.is_stream_consumed:
+        return
     seen = 0
     async for chunk in answer.aiter_raw():
         seen += len(chunk)

@@ -29,7 +29,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, assert_never
 
-import structlog
 from msgspec.structs import replace
 
 from durable_actor import (
@@ -39,6 +38,7 @@ from durable_actor import (
     Env,
     HostClosedError,
     StorageLimitError,
+    get_logger,
 )
 from workflows import events
 from workflows.context import RunContext, Wait
@@ -81,7 +81,7 @@ from workflows.steps import Step
 from workflows.tracker import Announcer
 
 T = TypeVar("T")
-log = structlog.get_logger("workflows.orchestrator")
+log = get_logger("workflows.orchestrator")
 
 # A list of names goes into one event; the newest thousand say what happened.
 _NAMES_MAX = 1_000

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-import structlog
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -38,8 +37,9 @@ from durable_actor.daemon.problems import (
 from durable_actor.daemon.routing import Incoming, Routes, read_query
 from durable_actor.daemon.runs_api import RunRoutes
 from durable_actor.daemon.service_api import ServiceApi
+from durable_actor.log import get_logger
 
-log = structlog.get_logger("durable_actor.daemon")
+log = get_logger("durable_actor.daemon")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 # 503, not 429: it is the process that has too much, not this caller or its object.
 _FULL = Problem(

@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
 
-import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -37,8 +36,9 @@ from durable_actor.errors import (
     StorageError,
 )
 from durable_actor.host import Host
+from durable_actor.log import get_logger
 
-log = structlog.get_logger("durable_actor.daemon")
+log = get_logger("durable_actor.daemon")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_ANSWERS_SECONDS = 1  # for answers being written when the grace is over
 _START_LINE_BYTES = 32  # of a request, beside its target: method, version, spaces

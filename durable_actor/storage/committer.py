@@ -26,10 +26,10 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-import structlog
 from msgspec import UNSET
 
 from durable_actor.errors import StorageError, StorageFailedError, StorageFullError
+from durable_actor.log import get_logger
 from durable_actor.storage.batch import EventRow, Seal, encode_batch
 from durable_actor.storage.fold import ObjectChange
 from durable_actor.storage.ports import Group, Loaded, LoadObjects, ShardDriver
@@ -40,7 +40,7 @@ Settled = Callable[[StorageError | None], None]
 _IDLE_FOLD_SECONDS = 0.05  # a pause this long is a good moment to fold
 _FULL_RETRY_SECONDS = 1.0
 
-log = structlog.get_logger("durable_actor.storage")
+log = get_logger("durable_actor.storage")
 
 
 class _Gathering:
@@ -366,9 +366,7 @@ class Committer:
             return error
         except Exception as error:
             failure = (
-                error
-                if isinstance(error, StorageError)
-                else _unexpected("fold", error)
+                error if isinstance(error, StorageError) else _unexpected("fold", error)
             )
             self._fold_task = None
             self._give_up(_Gathering(), failure)

@@ -120,25 +120,14 @@ class Overlay:
 
     def put(self, key: str, value: bytes) -> None:
         """Write a key. The bytes belong to the overlay from now on."""
-        old = self._note(key)
-        if old:
-            self.size_bytes += len(value) - len(old)
-        else:
-            self.size_bytes += len(key) + len(value)
-            self._order = None
-        self._cache[key] = value
+        self._note(key)
+        self._know(key, value)
         self._unsealed[key] = value  # type: ignore[index]  # _note made it
 
     def delete(self, key: str) -> None:
         """Delete a key, whether it is there or not."""
-        old = self._note(key)
-        if old:
-            self.size_bytes -= len(key) + len(old)
-            self._order = None
-        if self.complete:
-            self._cache.pop(key, None)
-        else:
-            self._cache[key] = None
+        self._note(key)
+        self._know(key, _ABSENT if self.complete else None)
         self._unsealed[key] = None  # type: ignore[index]  # _note made it
 
     def delete_all(self) -> None:
@@ -172,11 +161,11 @@ class Overlay:
 
     def remember(self, found: Mapping[str, bytes | None]) -> None:
         """Take in what the disk said, unless something newer is known already."""
+        if self.complete:
+            return  # everything was deleted while the disk was asked
         for key, value in found.items():
             if key not in self._cache:
-                self._cache[key] = value
-                self._order = None
-                self.size_bytes += len(key) + len(value or b"")
+                self._know(key, value)
 
     def shrink(self) -> None:
         """Forget what can be read again, if a partly cached object grew large."""
@@ -316,7 +305,8 @@ class Overlay:
         """Begin a transaction; sealing stops until its end. May be nested."""
         if self._undo is None:
             self._undo = []
-        self._undo.append(_Undo(self._events))
+        attributes = self._attributes, self._row_unsealed
+        self._undo.append(_Undo(self._events, attributes))
 
     def commit(self) -> None:
         """End the innermost transaction and keep its writes."""
@@ -337,13 +327,7 @@ class Overlay:
         undo = self._undo.pop()
         self._undo = self._undo or None
         for key, old in undo.cache.items():
-            now = self._cache.get(key)
-            self.size_bytes -= len(key) + len(now) if now is not None else 0
-            if old is _ABSENT:
-                self._cache.pop(key, None)
-            else:
-                self._cache[key] = old
-                self.size_bytes += len(key) + len(old) if old is not None else 0
+            self._know(key, old)
         if self._unsealed is not None:
             for key, was in undo.unsealed.items():
                 if was is _ABSENT:
@@ -355,7 +339,7 @@ class Overlay:
         if undo.alarm is not UNSET:
             self._alarm, self._alarm_unsealed, self._alarm_running = undo.alarm
         self._events = undo.events
-        self._order = None
+        self._attributes, self._row_unsealed = undo.attributes
 
     def break_off(self, reset: ObjectResetError) -> None:
         """Forget what is not sealed and refuse everything from now on."""
@@ -364,19 +348,30 @@ class Overlay:
         self._alarm_unsealed = False
         self._undo = None
 
-    def _note(self, key: str) -> bytes | None:
-        """Prepare a write of `key`; return its old bytes, as far as known."""
+    def _know(self, key: str, value: _Before) -> None:
+        """Change what the cache knows of a key; `_ABSENT` makes it know nothing."""
+        old = self._cache.get(key, _ABSENT)
+        if old is not _ABSENT:
+            self.size_bytes -= len(key) + len(old or b"")
+        if value is _ABSENT:
+            self._cache.pop(key, None)
+        else:
+            self._cache[key] = value
+            self.size_bytes += len(key) + len(value or b"")
+        if (old is _ABSENT) is not (value is _ABSENT):
+            self._order = None
+
+    def _note(self, key: str) -> None:
+        """Prepare a write of `key`."""
         if self.reset is not None:
             raise self.reset
         if self._unsealed is None:
             self._unsealed = {}
-        old = self._cache.get(key, _ABSENT)
         if self._undo:
             undo = self._undo[-1]
             if key not in undo.cache:
-                undo.cache[key] = old
+                undo.cache[key] = self._cache.get(key, _ABSENT)
                 undo.unsealed[key] = self._unsealed.get(key, _ABSENT)
-        return old or None
 
     def _remember_alarm(self) -> None:
         if self._undo and self._undo[-1].alarm is UNSET:
@@ -411,9 +406,14 @@ _Before: TypeAlias = bytes | Literal[False] | None
 class _Undo:
     """What a transaction has to put back."""
 
-    __slots__ = ("alarm", "cache", "events", "unsealed")
+    __slots__ = ("alarm", "attributes", "cache", "events", "unsealed")
 
-    def __init__(self, events: list[bytes] | None) -> None:
+    def __init__(
+        self,
+        events: list[bytes] | None,
+        attributes: tuple[dict[str, str] | None, bool],
+    ) -> None:
+        self.attributes = attributes
         self.cache: dict[str, _Before] = {}
         self.unsealed: dict[str, _Before] = {}
         self.alarm: tuple[AlarmRow | None, bool, AlarmRow | None] | UnsetType = UNSET

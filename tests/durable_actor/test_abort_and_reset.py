@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +89,8 @@ class Fragile(DurableObject):
 
     async def raise_this(self, name: str) -> None:
         self.ctx.storage.put("kept", 1)
-        raise RAISED[name]()
+        error = RAISED[name]()
+        raise error
 
     async def await_a_cancelled_future(self) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -96,7 +98,7 @@ class Fragile(DurableObject):
         await future
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """A user's own."""
 
     def __init__(self, code: int = 7) -> None:
@@ -105,7 +107,7 @@ class Refused(Exception):
 
 
 RAISED: dict[str, Callable[[], BaseException]] = {
-    "Refused": Refused,
+    "RefusedError": RefusedError,
     "ValueError": ValueError,
     "StopIteration": StopIteration,
     "StopAsyncIteration": StopAsyncIteration,
@@ -191,7 +193,7 @@ async def test_the_next_call_finds_a_fresh_object() -> None:
 async def test_abort_works_from_a_task_of_the_handler(method: str) -> None:
     async with open_test_host() as test:
         fragile = test.host.namespace(Fragile).get_by_name("a")
-        with pytest.raises(ObjectResetError, match="in (a group|the background)"):
+        with pytest.raises(ObjectResetError, match=r"in (a group|the background)"):
             await getattr(fragile, method)()
         assert await fragile.keys() == []
 
@@ -215,8 +217,8 @@ async def test_an_exception_of_the_handler_keeps_its_type_and_the_object() -> No
     async with open_test_host() as test:
         fragile = test.host.namespace(Fragile).get_by_name("a")
         await fragile.remember(1)
-        with pytest.raises(Refused) as caught:
-            await fragile.raise_this("Refused")
+        with pytest.raises(RefusedError) as caught:
+            await fragile.raise_this("RefusedError")
         assert caught.value.code == 7
         assert await fragile.remember(1) == 2
         assert await fragile.keys() == ["kept"]
@@ -272,8 +274,6 @@ def test_system_exit_in_a_handler_ends_the_program_and_not_quietly() -> None:
     async def later(path: Any) -> Any:
         async with open_test_host(path) as test:
             return await test.host.namespace(Quitter).get_by_name("a").kept()
-
-    import tempfile
 
     with tempfile.TemporaryDirectory() as path:
         with pytest.raises(SystemExit) as caught:

@@ -74,7 +74,7 @@ class Blocking(DurableObject):
             return depth if depth == 1 else await self.nested(depth - 1) + 1
 
         found: int = await self.ctx.block_concurrency_while(callback)
-        return found if depth == 1 else found
+        return found
 
     async def fail_inside(self) -> None:
         async def callback() -> None:
@@ -244,7 +244,7 @@ async def test_a_block_in_a_handler_holds_other_events() -> None:
         await test.settle()
         assert scene.log == ["x"]
         scene.open("x")
-        assert await asyncio.gather(block, asked) == ["x", "answer"]
+        assert await results([block, asked]) == ["x", "answer"]
         assert scene.log == ["x", "x over", "asked"]
 
 

@@ -1,4 +1,4 @@
-"""Nothing is said before what it rests on is on disk; a lost write breaks its object."""
+"""Nothing is said before it is on disk; a lost write breaks its object."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Account(DurableObject):
         """Pay another account in a task that nobody awaits."""
         self.ctx.storage.put("balance", -amount)
         other = self.env.namespace(Account).get_by_name(to)
-        self.env.detached = asyncio.ensure_future(other.deposit(amount))
+        self.env.scene.tasks.append(asyncio.ensure_future(other.deposit(amount)))
         await self.env.scene.reach("moved")
 
     async def look_at(self, other: str) -> int:
@@ -117,7 +117,7 @@ async def test_a_reply_that_only_read_waits_for_the_write_it_saw() -> None:
         await test.settle()
         assert not reading.done()
         disk.resume()
-        assert await asyncio.gather(writing, reading) == [5, 5]
+        assert await results([writing, reading]) == [5, 5]
 
 
 async def test_a_reply_that_rests_on_nothing_new_waits_for_nobody() -> None:
@@ -178,7 +178,7 @@ async def test_an_answer_that_was_only_passed_on_waits_for_its_origin() -> None:
         assert scene.log == ["b has 5"]
         assert not looking.done()
         disk.resume()
-        assert await asyncio.gather(writing, looking) == [5, 5]
+        assert await results([writing, looking]) == [5, 5]
 
 
 async def test_sync_returns_once_the_write_is_durable() -> None:
@@ -290,7 +290,7 @@ async def test_a_message_of_a_detached_task_is_not_delivered_either() -> None:
         disk.resume()
         await results([moving])
         scene.open("busy")
-        await results([busy, test.host.env.detached])
+        await results([busy, *scene.tasks])
         assert [await a.balance(), await b.balance()] == [0, 0]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -18,6 +18,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.log: list[str] = []
+        self.tasks: list[asyncio.Future[Any]] = []  # started by an object, and detached
         self._gates: dict[str, asyncio.Event] = {}
 
     def note(self, text: str) -> None:

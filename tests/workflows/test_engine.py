@@ -21,6 +21,7 @@ from workflows import (
     Step,
     UnknownWorkflowError,
     WorkflowCancelledError,
+    WorkflowDefinition,
     WorkflowFailedError,
     create_durable_workflows,
     workflow,
@@ -45,7 +46,7 @@ class Shop(DurableObject):
     """An object that steps talk to."""
 
     async def process(self, item: str) -> str:
-        self.ctx.storage.put(f"item:{item}", True)  # noqa: FBT003
+        self.ctx.storage.put(f"item:{item}", True)
         return item.upper()
 
     async def items(self) -> list[str]:
@@ -83,7 +84,11 @@ async def stuck(step: Step) -> None:
     await step.run("stuck", Stuck().wait)
 
 
-WORKFLOWS = {"process_order": process_order, "failing": failing, "stuck": stuck}
+WORKFLOWS: dict[str, WorkflowDefinition[Any, Any]] = {
+    "process_order": process_order,
+    "failing": failing,
+    "stuck": stuck,
+}
 tracker = InMemoryTracker()
 Workflows, WorkflowClient = create_durable_workflows(
     WORKFLOWS, tracker=tracker, recovery=Recovery(max_attempts=2), retention="3 hours"

@@ -382,9 +382,7 @@ async def test_the_loser_of_a_race_is_not_missed_afterwards() -> None:
     async def race(step: Step) -> str:
         work = asyncio.create_task(step.run("work", gates.step, "work"))
         late = asyncio.create_task(step.sleep("too late", "10 minutes"))
-        done, _ = await asyncio.wait(
-            {work, late}, return_when=asyncio.FIRST_COMPLETED
-        )
+        done, _ = await asyncio.wait({work, late}, return_when=asyncio.FIRST_COMPLETED)
         late.cancel()
         await step.sleep("1 hour")
         return "in time" if work in done else "too late"

@@ -1,4 +1,4 @@
-"""A sleep unwinds the function, and no code of the author mistakes that for a failure."""
+"""A sleep unwinds the function, and no code mistakes that for a failure."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -29,11 +29,11 @@ async def in_except_exception(step: Step) -> str:
     return "slept"
 
 
-async def in_gather(step: Step) -> list[None]:
+async def in_gather(step: Step) -> Any:
     return await asyncio.gather(step.sleep("1 hour"), step.sleep("30 minutes"))
 
 
-async def in_gather_that_returns_exceptions(step: Step) -> list[Any]:
+async def in_gather_that_returns_exceptions(step: Step) -> Any:
     return await asyncio.gather(
         step.sleep("1 hour"), step.sleep("30 minutes"), return_exceptions=True
     )

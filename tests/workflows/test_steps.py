@@ -237,7 +237,9 @@ async def test_a_step_that_gave_up_raises_the_same_error_in_a_replay(
     assert outside.seen == ["attempt", "compensated"]
 
 
-async def test_an_error_that_cannot_be_kept_is_the_same_text_at_once_and_later() -> None:
+async def test_an_error_that_cannot_be_kept_is_the_same_text_at_once_and_later() -> (
+    None
+):
     class LocalError(Exception):
         """A class that nothing could find again."""
 
@@ -278,7 +280,9 @@ async def test_an_error_that_says_so_is_not_retried() -> None:
     assert isinstance(bench.status, Failed)
 
 
-async def test_a_result_that_cannot_be_kept_fails_the_step_and_names_the_value() -> None:
+async def test_a_result_that_cannot_be_kept_fails_the_step_and_names_the_value() -> (
+    None
+):
     @workflow
     async def one(step: Step) -> None:
         async def make() -> dict[str, object]:
@@ -494,7 +498,9 @@ async def test_a_sleep_may_have_a_name_or_none() -> None:
     async def naps(step: Step) -> None:
         await step.sleep("named", timedelta(seconds=10))
         await step.sleep("10 seconds")
-        await step.sleep_until("until", datetime.fromtimestamp(START_MS / 1e3 + 30, UTC))
+        await step.sleep_until(
+            "until", datetime.fromtimestamp(START_MS / 1e3 + 30, UTC)
+        )
         await step.sleep_until(START_MS + 40_000)
 
     bench = await bench_of(naps)
