@@ -2,10 +2,10 @@
 
     python -m benchmarks [--quick] [--json] [--only NAME]
 
-Each file asks one question, in the first line of its docstring. What counts is the ratio
-of a figure to its baseline, measured in the same run: absolute figures belong to the
-machine, and the hour. `--only` takes the name of a file or of a figure, and may be given
-more than once.
+Each file asks one question, in the first line of its docstring. What counts is the
+ratio of a figure to its baseline, measured in the same run: absolute figures belong to
+the machine, and the hour. `--only` takes the name of a file or of a figure, and may be
+given more than once.
 """
 
 from __future__ import annotations

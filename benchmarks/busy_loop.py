@@ -24,7 +24,7 @@ from durable_actor.storage.store import DriverKind
 
 OBJECTS = 200
 SLICE_SECONDS = 50e-6
-MEASURED_SECONDS = 0.4
+MEASURED_SECONDS = 0.25
 
 
 async def measure(scale: Scale) -> dict[str, Answer]:

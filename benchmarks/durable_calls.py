@@ -1,7 +1,7 @@
 """How many durable calls a second do a thousand objects take together?
 
-Each object has one caller with one call at a time. The baseline makes every call durable
-by itself; here a thousand callers share a commit.
+Each object has one caller with one call at a time. The baseline makes every call
+durable by itself; here a thousand callers share a commit.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the benchmarks share: their object, their baseline, and how a ratio is taken.
 
-The machine is shared and its disk has moods, so a figure alone says little. Baseline and
-subject take turns, in short rounds, and the medians of their rounds are compared: what
-slows the one slows the other.
+The machine is shared and its disk has moods, so a figure alone says little. Baseline
+and subject take turns, in short rounds, and the medians of their rounds are compared:
+what slows the one slows the other.
 """
 
 from __future__ import annotations
@@ -57,13 +57,14 @@ class Counter(DurableObject):
     """The object under test: one read, one write, one reply."""
 
     async def increment(self, by: int = 1) -> int:
+        """Add to the value and return it."""
         value: int = await self.ctx.storage.get("value", 0) + by
         self.ctx.storage.put("value", value)
         return value
 
 
 class CommitPerCall:
-    """The baseline: one connection, WAL and `synchronous=FULL`, a commit for each call."""
+    """The baseline: one connection, WAL and `synchronous=FULL`, a commit a call."""
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._db = connection

@@ -1,8 +1,8 @@
 """How many workflow steps a second do 256 concurrent runs of ten steps take together?
 
 A step is durable before the next one starts. The steps do nothing, so what is measured
-is the engine: its journal, its events, and the commits that the runs share. The baseline
-makes one row durable at a time.
+is the engine: its journal, and the commits that the runs share. The baseline makes one
+row durable at a time.
 """
 
 from __future__ import annotations

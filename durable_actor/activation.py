@@ -39,6 +39,7 @@ from durable_actor.codec import clone, decode, dumps_error, encode, loads_error
 from durable_actor.entrypoints import ClassInfo, DurableObject
 from durable_actor.env import Env
 from durable_actor.errors import (
+    BadArgumentsError,
     CorruptionError,
     DurableActorError,
     ObjectDeadlockError,
@@ -147,8 +148,11 @@ class Surroundings(Protocol):
     def take_owed_alarm(self, object_id: ObjectId) -> AlarmRow | None:
         """Return what `alarm_owed` left for this object."""
 
-    def outbox_has_room(self) -> bool:
-        """Whether one more event may be emitted."""
+    def reserve_event(self) -> bool:
+        """Take room for one event in the outbox, if there is any."""
+
+    def release_events(self, count: int) -> None:
+        """Give room back: these events are in the outbox now, or are lost."""
 
 
 class Delivery:
@@ -199,6 +203,7 @@ class Activation:
         "_background",
         "_blocking",
         "_drainer",
+        "_events_reserved",
         "_held_answers",
         "_host",
         "_input",
@@ -246,6 +251,7 @@ class Activation:
         self._blocking: list[_Block] | None = None
         self._kept: _KeptReplies | None = None
         self._alarm_is_queued = False
+        self._events_reserved = 0  # room taken in the outbox by what is not sealed
         self._turn_is_planned = False
         self._reset: ObjectResetError | None = None
 
@@ -377,6 +383,7 @@ class Activation:
             # A task that nobody told us of must not write beside the next activation.
             reason = "the object was evicted; keep tasks alive with ctx.wait_until"
             self._overlay.break_off(self._reset_error(reason, "failed"))
+        self._release_events()
 
     def break_off(
         self, reason: str, *, outcome: Outcome = "unknown", counts: bool = False
@@ -407,6 +414,7 @@ class Activation:
         for envelope in self._held_answers or ():
             envelope.fail(self._reset_error(reason, outcome))
         self._held_answers = None
+        self._release_events()
         for envelope in self._take_waiting():
             envelope.fail(self._reset_error(reason, "not_executed"))
         self._host.forget(self)
@@ -451,6 +459,12 @@ class Activation:
             self._output.depend_on(overlay.seal(self._host.clock.now_ms()))
             if overlay.alarm_ticket != alarm_before:
                 self._tell_alarm(overlay)
+            if self._events_reserved and not overlay.is_in_transaction:
+                count, self._events_reserved = self._events_reserved, 0
+                release = self._host.release_events
+                self._host.committer.when_durable(
+                    overlay.ticket, lambda _: release(count)
+                )
         return self._output.ticket
 
     async def wait_durable(self, ticket: int) -> None:
@@ -482,10 +496,14 @@ class Activation:
         if self.info.cls.event_sink is None:
             return
         assert self._overlay is not None
-        if not self._host.outbox_has_room():
+        if self._overlay.reset is not None:
+            raise self._overlay.reset
+        data = msgspec.json.encode(event)
+        if not self._host.reserve_event():
             self._host.counters.events_dropped += 1
             return
-        self._overlay.emit(msgspec.json.encode(event))
+        self._events_reserved += 1
+        self._overlay.emit(data)
         self.wrote()
 
     def set_attributes(self, attributes: Mapping[str, str]) -> None:
@@ -705,11 +723,7 @@ class Activation:
             elif envelope.request_id is not None:
                 envelope.result = await self._run_once(envelope)
             else:
-                envelope.result = clone(
-                    await envelope.function(
-                        self._instance, *envelope.args, **envelope.kwargs
-                    )
-                )
+                envelope.result = clone(await self._invoke(envelope))
         except asyncio.CancelledError:
             if self._reset is not None:
                 raise
@@ -771,12 +785,28 @@ class Activation:
         if self._kept is None:
             self._kept = _KeptReplies(self._host, self._overlay, self.id)
         return await self._kept.run(
-            str(envelope.request_id),
-            lambda: envelope.function(
-                self._instance, *envelope.args, **envelope.kwargs
-            ),
-            self.wrote,
+            str(envelope.request_id), lambda: self._invoke(envelope), self.wrote
         )
+
+    def _invoke(self, envelope: Envelope) -> Awaitable[Any]:
+        """Call the method; nothing of it has run when this returns.
+
+        Raises:
+            BadArgumentsError: They do not fit.
+        """
+        try:
+            called: Awaitable[Any] = envelope.function(
+                self._instance, *envelope.args, **envelope.kwargs
+            )
+        except TypeError as error:
+            # A coroutine function runs nothing before it is awaited.
+            raise self._about_me(BadArgumentsError, str(error)) from None
+        return called
+
+    def _release_events(self) -> None:
+        """Give back the room of events that were never sealed."""
+        self._host.release_events(self._events_reserved)
+        self._events_reserved = 0
 
     def _is_own_chain(self, envelope: Envelope) -> bool:
         running = self._running
@@ -1075,8 +1105,9 @@ class _KeptReplies:
     ) -> Any:
         settings = self._host.settings
         raised: Exception | None = None
+        called = call()  # arguments that do not fit are not kept
         try:
-            result = await call()
+            result = await called
             reply = b"\x01" + encode(result)
         except Exception as error:  # noqa: BLE001  # kept, and raised again below
             raised = error

@@ -122,6 +122,8 @@ class ClassInfo:
         if member is None or hasattr(DurableObject, name):
             known = ", ".join(sorted(self.methods)) or "none"
             return f"{absent} Its methods: {known}."
+        if inspect.isasyncgenfunction(member):
+            return f"{absent} It is an async generator; return a list instead."
         if inspect.isfunction(member):
             return f"{absent} It is a plain function; write `async def {name}`."
         return f"{absent} It is an attribute, not a method."

@@ -64,7 +64,7 @@ from durable_actor.storage.ports import (
 )
 from durable_actor.storage.store import SHARD_NAME, DriverKind, Store, open_store
 
-T = TypeVar("T")
+T = TypeVar("T", bound=DurableObject)
 HostState = Literal["ok", "full", "failed"]
 
 _CLOSE_GRACE_MS = 25_000
@@ -613,9 +613,13 @@ class Host:
         """Return what `alarm_owed` left."""
         return self._owed_alarms.pop(object_id.raw, None)
 
-    def outbox_has_room(self) -> bool:
-        """Whether one more event may be emitted."""
-        return self._outbox.has_room
+    def reserve_event(self) -> bool:
+        """Take room for one event in the outbox, if there is any."""
+        return self._outbox.reserve()
+
+    def release_events(self, count: int) -> None:
+        """Give room back: these events are in the outbox now, or are lost."""
+        self._outbox.reserved -= count
 
     # -- inside ---------------------------------------------------------------------
 

@@ -45,13 +45,16 @@ class Outbox:
         self._committer: Committer | None = None
         self._is_stopped = False
         self.waiting = 0
+        self.reserved = 0  # room taken by events that are not durable yet
         self.delivered = 0
         self.failed_attempts = 0
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more event may be emitted."""
-        return self.waiting < self._events_max
+    def reserve(self) -> bool:
+        """Take room for one event more, if there is any."""
+        if self.waiting + self.reserved >= self._events_max:
+            return False
+        self.reserved += 1
+        return True
 
     async def start(self, committer: Committer, driver: ShardDriver) -> None:
         """Take up what an earlier process could not deliver."""

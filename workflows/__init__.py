@@ -6,6 +6,13 @@ authors write with; `executor`, `recovery` and `orchestrator` the engine room; `
 `client` and `factory` its edges.
 """
 
+from workflows.answers import (
+    CancelResult,
+    RunInfo,
+    RunResult,
+    StepInfo,
+    WorkflowCall,
+)
 from workflows.backoff import Backoff, Retry
 from workflows.client import WorkflowClient, WorkflowHandle, cloudflare_status
 from workflows.definition import WorkflowDefinition, workflow
@@ -42,13 +49,6 @@ from workflows.machine import (
     Queued,
     Running,
     Status,
-)
-from workflows.orchestrator import (
-    CancelResult,
-    RunInfo,
-    RunResult,
-    StepInfo,
-    WorkflowCall,
 )
 from workflows.recovery import Recovery
 from workflows.steps import Step

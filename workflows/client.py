@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, Generic, TypeVar, cast, overload
 from uuid import UUID
 
 from durable_actor import DurableObjectNamespace, ObjectResetError
+from workflows.answers import CancelResult, RunInfo, RunResult, WorkflowCall
 from workflows.definition import WorkflowDefinition
 from workflows.engine import WorkflowEngine, check_run_id
 from workflows.errors import (
@@ -20,7 +21,6 @@ from workflows.errors import (
     WorkflowFailedError,
 )
 from workflows.machine import Cancelled, Failed, Status
-from workflows.orchestrator import CancelResult, RunInfo, RunResult, WorkflowCall
 from workflows.registry import Registry
 
 I = TypeVar("I")  # noqa: E741  # the input's type

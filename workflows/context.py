@@ -37,6 +37,7 @@ from typing import Any, Final, Literal, NoReturn, Protocol, TypeAlias
 import msgspec
 
 from durable_actor import Clock, Timer
+from workflows.announcer import Announcer
 from workflows.errors import (
     InvalidNameError,
     NondeterminismError,
@@ -47,7 +48,6 @@ from workflows.events import Event
 from workflows.journal import Entry, Journal, Kind, RunRecord, completed
 from workflows.replay import Replay
 from workflows.signals import Abandon, Signal, Suspend
-from workflows.tracker import Announcer
 
 STEPS_MAX: Final = 50_000  # a journal is read at once when its run wakes
 STEP_NAME_BYTES_MAX: Final = 512  # it is part of a key, and keys end at 2,048

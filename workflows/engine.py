@@ -17,20 +17,14 @@ from durable_actor import (
     Env,
     interleave,
 )
+from workflows.announcer import Announcer
+from workflows.answers import CancelResult, RunInfo, RunResult, WorkflowCall
 from workflows.errors import InvalidNameError
 from workflows.journal import Journal
 from workflows.machine import Status
-from workflows.orchestrator import (
-    CancelResult,
-    Orchestrator,
-    Policies,
-    RunInfo,
-    RunResult,
-    WorkflowCall,
-)
+from workflows.orchestrator import Orchestrator, Policies
 from workflows.recovery import Recovery
 from workflows.registry import Registry
-from workflows.tracker import Announcer
 
 RUN_ID_CHARACTERS_MAX = 256  # it is published in the directory, as an attribute
 

@@ -38,19 +38,48 @@ class ErrorInfo:
     step: str | None = None
 
     @classmethod
-    def of(cls, error: BaseException, *, step: str | None = None) -> ErrorInfo:
-        """Describe an exception; a failed step is described by what made it fail."""
+    def of(cls, error: BaseException) -> ErrorInfo:
+        """Describe an exception; never fails.
+
+        A failed step is described by what made it fail, and a group, which is how
+        errors leave a `TaskGroup`, by its first error.
+        """
         if isinstance(error, StepFailedError):
             return error.error
-        text = str(error)
-        if len(text) > _MESSAGE_CHARACTERS_MAX:
-            text = text[: _MESSAGE_CHARACTERS_MAX - 3] + "..."
-        return cls(type=type(error).__name__, message=text, step=step)
+        if isinstance(error, BaseExceptionGroup):
+            first, *others = _leaves(error)
+            info = cls.of(first)
+            if others:
+                message = f"{info.message} (and {len(others)} more)"
+                return cls(type=info.type, message=message, step=info.step)
+            return info
+        return cls(type=type(error).__name__, message=_message(error))
 
 
 # An error is stored in the status of its run and sent with events; 2,000 characters
 # keep the sentence that matters and not the page of HTML some services answer with.
 _MESSAGE_CHARACTERS_MAX = 2_000
+
+
+def _message(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception as broken:  # noqa: BLE001  # the author's __str__ may do anything
+        text = f"its text could not be made: {type(broken).__name__}"
+    if len(text) > _MESSAGE_CHARACTERS_MAX:
+        text = text[: _MESSAGE_CHARACTERS_MAX - 3] + "..."
+    # A file name with bytes of no encoding, say: kept readable, and storable.
+    return text.encode(errors="replace").decode()
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            found += _leaves(error)
+        else:
+            found.append(error)
+    return found
 
 
 class WorkflowError(DurableActorError):

@@ -27,7 +27,7 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, assert_never
+from typing import Any, assert_never
 
 from msgspec.structs import replace
 
@@ -40,7 +40,14 @@ from durable_actor import (
     StorageLimitError,
     get_logger,
 )
-from workflows import events
+from workflows.announcer import Announcer, Telling, event_of
+from workflows.answers import (
+    CancelResult,
+    RunInfo,
+    RunResult,
+    WorkflowCall,
+    describe,
+)
 from workflows.context import RunContext, Wait
 from workflows.errors import (
     ErrorInfo,
@@ -78,67 +85,8 @@ from workflows.registry import Registry
 from workflows.retention import ended_at_ms, purge_at_ms
 from workflows.signals import Abandon, Suspend
 from workflows.steps import Step
-from workflows.tracker import Announcer
 
-T = TypeVar("T")
 log = get_logger("workflows.orchestrator")
-
-# A list of names goes into one event; the newest thousand say what happened.
-_NAMES_MAX = 1_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkflowCall:
-    """What starts a run: the workflow's name, its input, and the run's id."""
-
-    workflow: str
-    input: Any = None
-    id: str | None = None  # None: the object's name says
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult(Generic[T]):
-    """How far a run has come: `output` means something once `completed` is true."""
-
-    id: str
-    completed: bool
-    status: Status
-    output: T | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CancelResult:
-    """Whether the run will end as cancelled, and why or why not."""
-
-    cancelled: bool
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepInfo:
-    """One step as its journal entry has it; `error` if it failed or will retry."""
-
-    name: str
-    kind: str
-    state: str
-    attempts: int
-    began_at_ms: int
-    due_at_ms: int | None
-    error: ErrorInfo | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunInfo:
-    """Everything about a run but its input, output and results."""
-
-    id: str
-    workflow: str
-    status: Status
-    created_at_ms: int
-    started_at_ms: int | None
-    recoveries: int
-    cancel_requested: bool
-    steps: list[StepInfo]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +250,13 @@ class Orchestrator:
         )
 
     async def cancel(self, reason: str | None) -> CancelResult:
-        """Let the run end before its next step."""
+        """Let the run end before its next step.
+
+        Raises:
+            TypeError: The reason is not text.
+        """
+        if not isinstance(reason, str | None):
+            raise TypeError(f"the reason is a text or None, got {reason!r}")
         if self._journal.record is not None and self._pass is None:
             self._completed = completed(await self._journal.read_steps())
         record = self._journal.record
@@ -373,30 +327,7 @@ class Orchestrator:
         if self._journal.record is None:
             return None
         entries = await self._journal.read_steps()
-        record = self._require()
-        return RunInfo(
-            id=record.run_id,
-            workflow=record.workflow,
-            status=record.status,
-            created_at_ms=record.created_at_ms,
-            started_at_ms=record.started_at_ms,
-            recoveries=record.recoveries,
-            cancel_requested=record.cancel_requested,
-            steps=[
-                StepInfo(
-                    name=entry.step,
-                    kind=entry.kind,
-                    state=entry.state,
-                    attempts=entry.attempts,
-                    began_at_ms=entry.began_at_ms,
-                    due_at_ms=entry.due_at_ms,
-                    error=ErrorInfo.of(entry.value)
-                    if entry.state in ("failed", "retrying")
-                    else None,
-                )
-                for entry in entries
-            ],
-        )
+        return describe(self._require(), entries)
 
     def on_idle(self, wait: Wait) -> None:
         """Pause until the first wait is over; let go of the pass if that is far off."""
@@ -551,53 +482,19 @@ class Orchestrator:
         record = self._require()
         attributes = {"workflow": record.workflow, "run": record.run_id}
         self._publish({**attributes, "status": tag(record.status)})
-        self._announcer.announce(
-            self._event(change, record, wait),
-            run_id=record.run_id,
-            workflow=record.workflow,
+        telling = Telling(
+            record=record,
+            now_ms=self._clock.now_ms(),
+            completed_steps=self._names(),
+            waiting_step=None if wait is None else wait.step,
+            waiting_reason=None if wait is None else wait.reason,
         )
-
-    def _event(
-        self, change: Transition, record: RunRecord, wait: Wait | None
-    ) -> events.Event:
-        match change:
-            case Queue():
-                return events.WorkflowQueued()
-            case Start():
-                return events.WorkflowStarted()
-            case Pause(resume_at_ms=resume_at_ms, parked=parked):
-                reason = "restart" if parked is None else "parked"
-                return events.WorkflowPaused(
-                    reason=reason if wait is None else wait.reason,
-                    resume_at=None
-                    if resume_at_ms is None
-                    else events.iso(resume_at_ms),
-                    step_name=None if wait is None else wait.step,
-                    detail=parked,
-                )
-            case Resume():
-                return events.WorkflowResumed()
-            case Recover():
-                return events.WorkflowRecovered(attempt=record.recoveries)
-            case Complete():
-                began_at_ms = record.started_at_ms or record.created_at_ms
-                return events.WorkflowCompleted(
-                    completed_steps=self._names(),
-                    duration_ms=max(0, self._clock.now_ms() - began_at_ms),
-                )
-            case Fail(error=error):
-                return events.WorkflowFailed(error=error, completed_steps=self._names())
-            case Cancel(reason=reason):
-                return events.WorkflowCancelled(
-                    reason=reason, completed_steps=self._names()
-                )
-            case _:
-                assert_never(change)
+        event = event_of(change, telling)
+        self._announcer.announce(event, run_id=record.run_id, workflow=record.workflow)
 
     def _names(self) -> list[str]:
         context = self._pass.context if self._pass is not None else None
-        names = self._completed if context is None else context.completed
-        return names[-_NAMES_MAX:]
+        return self._completed if context is None else context.completed
 
     def _settle(self) -> None:
         """Tell everybody who waits for the run to pause or end."""

@@ -8,12 +8,10 @@ slows or fails a run.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from durable_actor import Clock, EventSink, OutboxEvent
-from workflows.events import Event, to_wire, uuid7
+from durable_actor import EventSink, OutboxEvent
 
 Tracker: TypeAlias = EventSink
 
@@ -57,40 +55,3 @@ class InMemoryTracker:
         """Forget all events."""
         self.events.clear()
         self._seen.clear()
-
-
-class Announcer:
-    """Stamps a run's events and hands them to the object's outbox.
-
-    Emitting is part of the turn it happens in: the event and the change it tells of are
-    committed together, or neither is.
-    """
-
-    def __init__(
-        self,
-        emit: Callable[[Mapping[str, object]], None] | None,
-        clock: Clock,
-        source: random.Random,
-        *,
-        next_seq: Callable[[], int],
-    ) -> None:
-        self._emit = emit  # None: nobody listens, so nothing is written either
-        self._clock = clock
-        self._source = source
-        self._next_seq = next_seq
-
-    def announce(self, event: Event, *, run_id: str, workflow: str) -> None:
-        """Emit one event in this turn."""
-        if self._emit is None:
-            return
-        now_ms = self._clock.now_ms()
-        self._emit(
-            to_wire(
-                event,
-                event_id=uuid7(now_ms, self._source),
-                seq=self._next_seq(),
-                now_ms=now_ms,
-                run_id=run_id,
-                workflow=workflow,
-            )
-        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, overload
 from weakref import WeakValueDictionary
@@ -87,8 +88,15 @@ def find_form(code: int, key: str) -> Form:
 
 
 def class_key(cls: type[Any]) -> str:
-    """Return what a class is stored under unless it was registered by a name."""
-    return f"{cls.__module__}:{cls.__qualname__}"
+    """Return what a class is stored under unless it was registered by a name.
+
+    A class of the program itself is stored under the name its file is imported by, so
+    that what a script has written can be read by a daemon that serves the script.
+    """
+    module = cls.__module__
+    if module == "__main__":
+        module = _main_name() or module
+    return f"{module}:{cls.__qualname__}"
 
 
 def _register(cls: type[Any], name: str | None) -> type[Any]:
@@ -121,10 +129,22 @@ def _make_found_form(key: str, cls: type[Any] | None) -> Form:
     return form
 
 
+def _main_name() -> str | None:
+    """Return the name that the running program would have if it were imported."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name)
+    path = getattr(main, "__file__", None)
+    return None if path is None else Path(path).stem
+
+
 def _locate(key: str) -> type[Any] | None:
     """Return the class a key names, from what is already imported."""
     module, _, path = key.partition(":")
     found: object = sys.modules.get(module)
+    if found is None and module == _main_name():
+        found = sys.modules["__main__"]
     for name in path.split("."):
         # Looked up as data: a module's or a class's `__getattr__` could import.
         if not isinstance(found, _NAMESPACES):

@@ -10,6 +10,7 @@ behaviour, in snake_case, with the camelCase names as aliases.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, overload
@@ -81,6 +82,18 @@ class Ready(Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         return self._value
         yield  # unreachable; makes this a generator, as __await__ must be
+
+
+class _Later(Generic[T]):
+    """An awaitable that asks the disk when it is awaited, and not before."""
+
+    __slots__ = ("_ask",)
+
+    def __init__(self, ask: Callable[[], Awaitable[T]]) -> None:
+        self._ask = ask
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._ask().__await__()
 
 
 _DONE: Ready[None] = Ready(None)
@@ -177,7 +190,7 @@ class KeyValueStorage:
                 return _FALSE
             self._overlay.delete(key)
             self._owner.wrote()
-            return _TRUE if existed is not UNSET else self._existed(key)
+            return _TRUE if existed is not UNSET else self._existed([key], bool)
         return self._delete_many(key)
 
     def list(
@@ -266,9 +279,8 @@ class KeyValueStorage:
         if len(wanted) > limits.batch_entries_max:
             raise StorageLimitError("get", _too_many(len(wanted), limits))
         values = {key: self._overlay.lookup(key) for key in wanted}
-        missing = [key for key, value in values.items() if value is UNSET]
-        if missing:
-            return self._fetch_many(wanted, missing)
+        if UNSET in values.values():
+            return self._fetch_many(wanted)
         return Ready(_decoded(values))
 
     def _delete_many(self, keys: Iterable[str]) -> Awaitable[int]:
@@ -281,7 +293,9 @@ class KeyValueStorage:
         for key in wanted:
             self._overlay.delete(key)
         self._owner.wrote()
-        return self._count_existed(existed, unknown) if unknown else Ready(existed)
+        if unknown:
+            return self._existed(unknown, lambda found: existed + found)
+        return Ready(existed)
 
     def _list_known(self, wanted: KeyRange) -> dict[str, Any]:
         keys = self._overlay.keys_between(wanted.start, wanted.end)
@@ -299,23 +313,25 @@ class KeyValueStorage:
         value = self._overlay.lookup(key)
         return decode(value) if isinstance(value, bytes) else default
 
-    async def _fetch_many(
-        self, keys: Sequence[str], missing: Sequence[str]
-    ) -> dict[str, Any]:
-        await self._read(self._owner.large_object().fetch(missing))
+    async def _fetch_many(self, keys: Sequence[str]) -> dict[str, Any]:
+        await self._read(self._owner.large_object().fetch(keys))
         return _decoded({key: self._overlay.lookup(key) for key in keys})
 
     async def _scan(self, wanted: KeyRange) -> dict[str, Any]:
         found = await self._read(self._owner.large_object().scan(wanted))
         return {key: decode(value) for key, value in found.items()}
 
-    async def _existed(self, key: str) -> bool:
-        return await self._count_existed(0, [key]) > 0
-
-    async def _count_existed(self, count: int, unknown: Sequence[str]) -> int:
-        """Ask the disk which of some keys, deleted meanwhile, had been there."""
+    def _existed(
+        self, keys: Sequence[str], answer: Callable[[int], T]
+    ) -> Awaitable[T]:
+        """Ask the disk how many of some keys, deleted meanwhile, had been there."""
         reader = self._owner.large_object()
-        return count + len(await self._read(reader.stored(unknown)))
+        pending = reader.pending()
+
+        async def ask() -> T:
+            return answer(len(await self._read(reader.stored(keys, pending))))
+
+        return _Later(ask)
 
     async def _read(self, reading: Awaitable[T]) -> T:
         self._owner.hold_input()
@@ -356,21 +372,31 @@ class DurableObjectStorage(KeyValueStorage):
         Other events wait meanwhile. An exception rolls everything back and passes on;
         `txn.rollback()` rolls back and goes on. May be nested.
         """
-        outer = _current.get()
-        if outer is not None and outer.belongs_to(self._overlay):
-            return await self._transact(callback)
+        while (outer := self._open_transaction()) is not None:
+            async with outer.child_lock:
+                if outer is self._open_transaction():
+                    return await self._transact(callback, outer)
         self._owner.hold_input()
         try:
             async with self._overlay.transaction_lock():
                 self._owner.end_turn()
-                return await self._transact(callback)
+                return await self._transact(callback, None)
         finally:
             self._owner.release_input()
 
+    def _open_transaction(self) -> DurableObjectTransaction | None:
+        """Return the innermost transaction the running code is in, if any is open."""
+        found = _current.get()
+        while found is not None and not found.belongs_to(self._overlay):
+            found = found.outer
+        return found
+
     async def _transact(
-        self, callback: Callable[[DurableObjectTransaction], Awaitable[T]]
+        self,
+        callback: Callable[[DurableObjectTransaction], Awaitable[T]],
+        outer: DurableObjectTransaction | None,
     ) -> T:
-        transaction = DurableObjectTransaction(self._overlay, self._owner)
+        transaction = DurableObjectTransaction(self._overlay, self._owner, outer)
         token = _current.set(transaction)
         self._overlay.begin()
         try:
@@ -387,20 +413,31 @@ class DurableObjectStorage(KeyValueStorage):
 
 
 class DurableObjectTransaction(KeyValueStorage):
-    """Storage inside `transaction`; of no use after its end."""
+    """Storage inside `transaction`; of no use after its end.
 
-    __slots__ = ("_ended",)
+    Those inside it run one after the other, as what each has to put back is a stack.
+    """
 
-    def __init__(self, overlay: Overlay, owner: StorageOwner) -> None:
+    __slots__ = ("_ended", "_inner", "child_lock", "outer")
+
+    def __init__(
+        self,
+        overlay: Overlay,
+        owner: StorageOwner,
+        outer: DurableObjectTransaction | None,
+    ) -> None:
         super().__init__(overlay, owner)
         self._ended: str | None = None
+        self._inner: DurableObjectTransaction | None = None  # the newest inside this
+        self.outer = outer
+        self.child_lock = asyncio.Lock()
+        if outer is not None:
+            outer._inner = self
 
     def rollback(self) -> None:
         """Put everything back; the callback may go on, but not use the transaction."""
         self._check_open()
-        self._ended = "rolled back"
-        if self._overlay.reset is None:
-            self._overlay.rollback()
+        self.finish(commit=False)
 
     def belongs_to(self, overlay: Overlay) -> bool:
         """Whether this is an open transaction of that object."""
@@ -410,14 +447,16 @@ class DurableObjectTransaction(KeyValueStorage):
         """End the transaction, unless `rollback` has."""
         if self._ended is not None:
             return
+        if self._inner is not None:
+            self._inner.finish(commit=False)  # nobody waited for it
         self._ended = "committed" if commit else "rolled back"
         if self._overlay.reset is not None:
             return
         if commit:
             self._overlay.commit()
-            self._owner.wrote()
         else:
             self._overlay.rollback()
+        self._owner.wrote()
 
     def _check_open(self) -> None:
         if self._ended is not None:

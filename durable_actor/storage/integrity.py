@@ -7,6 +7,7 @@ unlinked (RELIABILITY F7, G10).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -16,6 +17,7 @@ from zlib import crc32
 from durable_actor.errors import ConfigError, DataDirectoryInUseError
 
 LOCK_NAME = "lock"
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 _LOCK_PATIENCE_SECONDS = 0.8  # a dying owner's storage process lets go within this
 _LOCK_POLL_SECONDS = 0.02
 
@@ -39,12 +41,17 @@ class DirectoryLock:
         Blocks for up to 0.8 seconds, so call it from a thread.
 
         Raises:
+            ConfigError: The lock file cannot be opened, or is a symbolic link.
             DataDirectoryInUseError: Another process holds it.
         """
         self.path = directory / LOCK_NAME
         give_up_at = time.monotonic() + _LOCK_PATIENCE_SECONDS
         while True:
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                self.fd = os.open(self.path, _LOCK_FLAGS, 0o600)
+            except OSError as error:
+                message = f"the lock file {self.path} cannot be opened: {error.strerror}"
+                raise ConfigError(message) from error
             if self._try():
                 break
             holder = os.pread(self.fd, 200, 0).decode(errors="replace").strip()
@@ -54,8 +61,10 @@ class DirectoryLock:
                     str(directory), holder or "another process"
                 )
             time.sleep(_LOCK_POLL_SECONDS)
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, f"process {os.getpid()}\n".encode(), 0)
+        # Who it is helps the next one to ask, but a full disk keeps nobody out.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, f"process {os.getpid()}\n".encode(), 0)
 
     def _try(self) -> bool:
         try:
@@ -80,12 +89,16 @@ def prepare_directory(directory: Path) -> None:
         ConfigError: Not a directory, a symbolic link, of another user, or writable for
             others.
     """
-    if not directory.exists():
-        directory.mkdir(parents=True, mode=0o700)
-        directory.chmod(0o700)  # whatever the umask says
-        for folder in (directory, directory.parent):
-            sync_directory(folder)
-    status = directory.stat()
+    if directory.is_symlink():
+        message = f"the data directory {directory} is a symbolic link; name its target"
+        raise ConfigError(message)
+    try:
+        if not directory.exists():
+            _create(directory)
+        status = directory.stat()
+    except OSError as error:
+        message = f"the data directory {directory} cannot be made: {error.strerror}"
+        raise ConfigError(message) from error
     if not directory.is_dir():
         message = f"the data directory {directory} is not a directory"
         raise ConfigError(message)
@@ -101,6 +114,19 @@ def prepare_directory(directory: Path) -> None:
             f" (mode {status.st_mode & 0o777:o}); run chmod 700 on it"
         )
         raise ConfigError(message)
+
+
+def _create(directory: Path) -> None:
+    missing = [directory]
+    while not missing[-1].parent.exists():
+        missing.append(missing[-1].parent)
+    for folder in reversed(missing):
+        # Another process may make it at the same time; the lock tells us apart.
+        folder.mkdir(mode=0o700 if folder is directory else 0o777, exist_ok=True)
+    directory.chmod(0o700)  # whatever the umask says
+    for folder in missing:
+        sync_directory(folder)
+        sync_directory(folder.parent)
 
 
 def sync_directory(directory: Path) -> None:

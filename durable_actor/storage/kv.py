@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from msgspec import UNSET
+
 from durable_actor.errors import StorageLimitError
 from durable_actor.storage.committer import Committer
 from durable_actor.storage.fold import ObjectChange
@@ -66,6 +68,15 @@ def check_key(key: object, limits: KeyValueLimits) -> str:
     return key
 
 
+def is_valid_text(text: str) -> bool:
+    """Whether a text can be stored; lone surrogates cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_value(key: str, value: bytes, limits: KeyValueLimits) -> bytes:
     """Return a value that may be stored.
 
@@ -95,6 +106,7 @@ def key_range(
     Raises:
         TypeError: `start` together with `start_after`, or an option of a wrong type.
         ValueError: `limit` is not positive.
+        StorageLimitError: A text that is not valid Unicode.
     """
     for name, text in (
         ("prefix", prefix),
@@ -102,9 +114,14 @@ def key_range(
         ("start_after", start_after),
         ("end", end),
     ):
-        if text is not None and not isinstance(text, str):
+        if text is None:
+            continue
+        if not isinstance(text, str):
             message = f"list: {name} must be text, got {type(text).__name__}"
             raise TypeError(message)
+        if not is_valid_text(text):
+            detail = f"{name} is not valid Unicode"
+            raise StorageLimitError("list", detail, key=ascii(text))
     if start is not None and start_after is not None:
         message = "list: give start or start_after, not both"
         raise TypeError(message)
@@ -154,28 +171,34 @@ class LargeObject:
         self._overlay = overlay
         self._raw_id = raw_id
 
+    def pending(self) -> ObjectChange | None:
+        """Return what is durable now and may not be in the tables yet."""
+        return self._committer.pending(self._raw_id)
+
     async def fetch(self, keys: Iterable[str]) -> None:
         """Bring these keys into the cache, as present or as absent."""
-        found = await self._look_up(list(keys))
-        self._overlay.shrink()
+        wanted = list(keys)
+        missing = [key for key in wanted if self._overlay.lookup(key) is UNSET]
+        found = await self._read(missing, self.pending())
+        _lay_over(found, self.pending())
+        self._overlay.shrink(keep=wanted)
         self._overlay.remember(found)
 
-    async def stored(self, keys: Iterable[str]) -> list[str]:
-        """Return which of these keys are durable, whatever was written since."""
-        found = await self._look_up(list(keys))
+    async def stored(
+        self, keys: Iterable[str], pending: ObjectChange | None
+    ) -> list[str]:
+        """Return which of these keys were durable when `pending` was taken."""
+        found = await self._read(list(keys), pending)
         return [key for key, value in found.items() if value is not None]
 
-    async def _look_up(self, wanted: list[str]) -> dict[str, bytes | None]:
-        found: dict[str, bytes | None] = dict.fromkeys(wanted)
-        before = self._committer.pending(self._raw_id)
-        query = ReadKeys(self._overlay.num, wanted)
+    async def _read(
+        self, keys: list[str], pending: ObjectChange | None
+    ) -> dict[str, bytes | None]:
+        found: dict[str, bytes | None] = dict.fromkeys(keys)
+        query = ReadKeys(self._overlay.num, keys)
         stored = await self._driver.read(query)
         found.update(stored)
-        for change in (before, self._committer.pending(self._raw_id)):
-            if change is not None:
-                if change.cleared:
-                    found = dict.fromkeys(wanted)
-                found |= {key: change.keys[key] for key in wanted if key in change.keys}
+        _lay_over(found, pending)
         return found
 
     async def scan(self, wanted: KeyRange) -> dict[str, bytes]:
@@ -185,7 +208,7 @@ class LargeObject:
         while True:
             missing = None if wanted.limit is None else wanted.limit - len(result)
             page_max = PAGE_KEYS_MAX if missing is None else min(missing, PAGE_KEYS_MAX)
-            before = self._committer.pending(self._raw_id)
+            before = self.pending()
             rows = await self._driver.read(
                 ReadRange(self._overlay.num, start, end, page_max + 1, wanted.reverse)
             )
@@ -216,7 +239,7 @@ class LargeObject:
         high: str | None,
     ) -> dict[str, bytes]:
         page: dict[str, bytes | None] = dict(rows)
-        for change in (before, self._committer.pending(self._raw_id)):
+        for change in (before, self.pending()):
             if change is None:
                 continue
             if change.cleared:
@@ -227,3 +250,13 @@ class LargeObject:
         for key in self._overlay.keys_between(low, high):
             page[key] = self._overlay.known(key)
         return {key: value for key, value in page.items() if value is not None}
+
+
+def _lay_over(found: dict[str, bytes | None], change: ObjectChange | None) -> None:
+    """Bring what the tables said of some keys up to date."""
+    if change is not None:
+        for key in found:
+            if key in change.keys:
+                found[key] = change.keys[key]
+            elif change.cleared:
+                found[key] = None

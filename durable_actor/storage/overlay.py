@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, TypeAlias
 
 from msgspec import UNSET, UnsetType
@@ -167,8 +167,12 @@ class Overlay:
             if key not in self._cache:
                 self._know(key, value)
 
-    def shrink(self) -> None:
-        """Forget what can be read again, if a partly cached object grew large."""
+    def shrink(self, keep: Iterable[str]) -> None:
+        """Forget what can be read again, if a partly cached object grew large.
+
+        Args:
+            keep: What somebody is about to look up.
+        """
         durable = self.ticket <= self._committer.durable_ticket
         if (
             not self.complete
@@ -176,9 +180,10 @@ class Overlay:
             and durable
             and self._unsealed is None
         ):
-            self._cache = {}
+            kept = {key: self._cache[key] for key in keep if key in self._cache}
+            self._cache = kept
             self._order = None
-            self.size_bytes = 0
+            self.size_bytes = sum(len(k) + len(v or b"") for k, v in kept.items())
 
     # -- alarm --------------------------------------------------------------
 
@@ -227,9 +232,15 @@ class Overlay:
     # -- the rest of what an object has --------------------------------------
 
     def set_attributes(self, attributes: Mapping[str, str]) -> None:
-        """Replace what the object publishes in the directory."""
+        """Replace what the object publishes in the directory.
+
+        Raises:
+            UnicodeEncodeError: A lone surrogate; a batch could not be encoded with it.
+        """
         if self.reset is not None:
             raise self.reset
+        for text in (*attributes, *attributes.values()):
+            text.encode()
         self._attributes = dict(attributes)
         self._row_unsealed = True
 
@@ -242,7 +253,12 @@ class Overlay:
         self._events.append(event)
 
     def keep_reply(self, reply: ReplyRow) -> None:
-        """Keep a reply, in the seal of the turn that made it."""
+        """Keep a reply, in the seal of the turn that made it.
+
+        Raises:
+            UnicodeEncodeError: A lone surrogate in the request's identity.
+        """
+        reply.request_id.encode()
         if self._replies is None:
             self._replies = []
         self._replies.append(reply)

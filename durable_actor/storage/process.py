@@ -6,8 +6,8 @@ process of its own competes with nobody.
 
 Frames are a length (four bytes, little endian) and MessagePack: `[number, verb, body]`
 one way, `[number, failure, body]` the other. Requests are started in the order they
-arrive. The process ends when the socket does; it ignores SIGINT and SIGTERM, because
-its owner decides when writing is over.
+arrive. The process ends when the socket does; it ignores SIGHUP, SIGINT and
+SIGTERM, because its owner decides when writing is over.
 """
 
 from __future__ import annotations
@@ -254,7 +254,8 @@ class _Server:
 
 def _pack_failure(error: DurableActorError) -> tuple[str, str, str, str]:
     operation = getattr(error, "operation", "")
-    detail = getattr(error, "detail", "") or str(error)
+    detail = getattr(error, "detail", "") or getattr(error, "directory", "")
+    detail = detail or str(error)
     holder = getattr(error, "holder", "")
     return (type(error).__name__, operation, detail, holder)
 
@@ -265,13 +266,13 @@ def _unpack_failure(body: bytes) -> DurableActorError:
     if issubclass(kind, StorageError):
         return kind(operation, detail)
     if issubclass(kind, errors.DataDirectoryInUseError):
-        return kind("the data directory", holder)
+        return kind(detail, holder)
     return cast("DurableActorError", kind(detail))
 
 
 async def _main(fd: int) -> None:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, lambda: None)
     server = _Server()
     await loop.create_connection(lambda: server.frames, sock=socket.socket(fileno=fd))

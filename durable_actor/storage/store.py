@@ -36,7 +36,7 @@ async def open_store(
 
     Args:
         directory: Created if it is absent.
-        options: `path` is filled in here.
+        options: How; its `path` lies in the directory.
         driver: `thread` runs SQLite in this process, `process` in one of its own.
 
     Raises:
@@ -45,11 +45,11 @@ async def open_store(
         StorageError: The shard is damaged, or the disk is.
     """
     await asyncio.to_thread(prepare_directory, directory)
-    lock = await asyncio.to_thread(DirectoryLock, directory)
-    if options.uri is None:
-        # SQLite gives its other files the mode of this one.
-        Path(options.path).touch(mode=0o600)
+    lock = await _take_lock(directory)
     try:
+        if options.uri is None:
+            # SQLite gives its other files the mode of this one.
+            Path(options.path).touch(mode=0o600)
         shard: ShardDriver
         if driver == "process":
             shard = await RemoteShard.open(options, lock_fd=lock.fd)
@@ -59,3 +59,18 @@ async def open_store(
         lock.release()
         raise
     return Store(directory, lock, shard)
+
+
+async def _take_lock(directory: Path) -> DirectoryLock:
+    taking = asyncio.ensure_future(asyncio.to_thread(DirectoryLock, directory))
+    try:
+        return await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        # The thread goes on, and may still get what nobody wants any more.
+        taking.add_done_callback(_give_back)
+        raise
+
+
+def _give_back(taking: asyncio.Future[DirectoryLock]) -> None:
+    if not taking.cancelled() and taking.exception() is None:
+        taking.result().release()

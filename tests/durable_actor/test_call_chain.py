@@ -39,9 +39,10 @@ class Node(DurableObject):
         me = str(self.ctx.id.name)
         if not names:
             return [me]
-        calls = [self.peer(names[0]).visit_in_a_task(*names[1:]), asyncio.sleep(0)]
-        found = await asyncio.gather(*calls)
-        return [me, *found[0]]
+        found, _ = await asyncio.gather(
+            self.peer(names[0]).visit_in_a_task(*names[1:]), asyncio.sleep(0)
+        )
+        return [me, *found]
 
     async def meet(self, gate: str, name: str) -> str:
         await self.env.scene.reach(gate)
@@ -95,7 +96,7 @@ def node(test: TestHost, name: str) -> Node:
 )
 async def test_a_call_along_its_own_chain_is_let_in(method: str, path: str) -> None:
     async with open_test_host() as test:
-        first, *names = path
+        first, *names = list(path)
         call = asyncio.ensure_future(getattr(node(test, first), method)(*names))
         await test.settle()
         assert call.done()
@@ -124,7 +125,7 @@ async def test_a_circle_of_three_is_found() -> None:
     async with open_test_host(env={"scene": scene}) as test:
         calls = [
             asyncio.ensure_future(node(test, name).meet("gate", other))
-            for name, other in ("ab", "bc", "ca")
+            for name, other in (("a", "b"), ("b", "c"), ("c", "a"))
         ]
         await test.settle()
         scene.open("gate")

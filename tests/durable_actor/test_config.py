@@ -317,6 +317,11 @@ def test_schedules_call_objects_or_start_runs(tmp_path: Path) -> None:
     assert (second.workflow, second.input) == ("report", {"day": 1})
 
 
+def test_a_cron_expression_may_be_a_nickname(tmp_path: Path) -> None:
+    config = load(tmp_path, schedule(every=None, cron='"@daily"'))
+    assert config.schedules[0].cron == "@daily"
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [

@@ -175,9 +175,15 @@ def test_a_terminal_gets_colours_unless_they_are_unwanted(
         assert "started" in stream.getvalue()
 
 
-def test_text_from_outside_cannot_act_on_a_terminal() -> None:
+def test_text_from_outside_cannot_act_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stream = io.StringIO()
     configure_logging("info", "console", stream)
+    # pytest's own handlers would put the text in its report, which cannot hold it.
+    root = logging.getLogger()
+    ours = [h for h in root.handlers if type(h).__module__ == "durable_actor.log"]
+    monkeypatch.setattr(root, "handlers", ours)
     evil = "a\x1b[2J\r\nforged\x00\x7f\x9b\u202e\u2028\ud800 é"
 
     structlog.get_logger("a").info(evil, field=evil, odd=Odd(), deep={"k": [evil]})

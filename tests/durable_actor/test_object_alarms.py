@@ -264,9 +264,7 @@ async def test_a_failing_handler_is_retried_later_each_time_then_given_up() -> N
         await reminder(test).set(1_000)
         times = await tried(test, script, RUNS_MAX)
         assert [retries for _, retries in script.runs] == list(range(RUNS_MAX))
-        delays = [
-            later - earlier for earlier, later in zip(times, times[1:], strict=False)
-        ]
+        delays = [later - earlier for earlier, later in pairwise(times)]
         for base_ms, delay_ms in zip(
             [2_000, 4_000, 8_000, 16_000, 32_000, 64_000], delays, strict=True
         ):

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TypeVar
 
-from durable_actor import Host, StorageError
+from durable_actor import Host, StorageError, StorageFailedError
 from durable_actor.storage.ports import Group, Opened, Query, ShardDriver
 
 A = TypeVar("A")
@@ -22,6 +22,8 @@ class PausableDriver:
         # The next commits fail with these, without reaching the disk.
         self.failures: deque[StorageError] = deque()
         self.groups = 0
+        self._groups_max: int | None = None
+        self._is_dropped = False
 
     @property
     def opened(self) -> Opened:
@@ -31,15 +33,26 @@ class PausableDriver:
         """Let no commit through from now on."""
         self._resumed.clear()
 
+    def pause_after(self, groups: int) -> None:
+        """Let so many commits through, and no more."""
+        self._groups_max = self.groups + groups
+        if not groups:
+            self.pause()
+
     def resume(self) -> None:
         """Let through what was held back, and all that follows."""
+        self._groups_max = None
         self._resumed.set()
 
     async def commit(self, group: Group) -> None:
         await self._resumed.wait()
+        if self._is_dropped:
+            raise StorageFailedError("commit", "the driver was dropped")
         if self.failures:
             raise self.failures.popleft()
         self.groups += 1
+        if self.groups == self._groups_max:
+            self.pause()
         await self._driver.commit(group)
 
     async def fold(self) -> None:
@@ -53,6 +66,7 @@ class PausableDriver:
         await self._driver.close()
 
     async def drop(self) -> None:
+        self._is_dropped = True
         self.resume()
         await self._driver.drop()
 

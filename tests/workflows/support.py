@@ -14,18 +14,13 @@ from typing import Any
 
 from durable_actor import Env, decode, duration_ms, encode
 from durable_actor.testing import ManualClock
+from workflows.announcer import Announcer
+from workflows.answers import CancelResult, RunResult, WorkflowCall
 from workflows.definition import WorkflowDefinition
 from workflows.journal import Journal
-from workflows.orchestrator import (
-    CancelResult,
-    Orchestrator,
-    Policies,
-    RunResult,
-    WorkflowCall,
-)
+from workflows.orchestrator import Orchestrator, Policies
 from workflows.recovery import Recovery
 from workflows.registry import Registry
-from workflows.tracker import Announcer
 
 ALARM_RUNNING = -1
 

@@ -84,10 +84,29 @@ async def stuck(step: Step) -> None:
     await step.run("stuck", Stuck().wait)
 
 
+class Gate:
+    """A step that ends when the test says so."""
+
+    opened: asyncio.Future[None]
+    begun = 0
+
+    async def wait(self) -> None:
+        type(self).begun += 1
+        await asyncio.shield(type(self).opened)
+
+
+@workflow
+async def gated(step: Step) -> str:
+    await step.run("first", Gate().wait)
+    await step.run("second", Gate().wait)
+    return "through"
+
+
 WORKFLOWS: dict[str, WorkflowDefinition[Any, Any]] = {
     "process_order": process_order,
     "failing": failing,
     "stuck": stuck,
+    "gated": gated,
 }
 tracker = InMemoryTracker()
 Workflows, WorkflowClient = create_durable_workflows(
@@ -276,3 +295,32 @@ async def test_two_runs_do_not_wait_for_each_other(test: TestHost) -> None:
     await test.settle()
     result = await client.run(process_order, ORDER, id="r2")
     assert isinstance(result.status, Paused)
+
+
+async def test_a_host_that_closes_lets_a_run_go_on_in_the_next_one(
+    test: TestHost,
+) -> None:
+    Gate.opened, Gate.begun = asyncio.get_running_loop().create_future(), 0
+    await client_of(test).start(gated, id="r1")
+    await test.settle()
+    closing = asyncio.ensure_future(test.host.close())
+    await test.settle()
+    assert not closing.done(), "it waits for the step that is running"
+    Gate.opened.set_result(None)
+    await closing
+    assert Gate.begun == 1
+    await test.start()
+    await test.settle()
+    assert await client_of(test).get(gated, "r1").result() == "through"
+    assert Gate.begun == 2, "the finished step was recorded"
+    await test.settle()
+    assert "workflow.recovered" not in tracker.types("r1")
+
+
+async def test_a_host_does_not_wait_for_a_run_that_sleeps(test: TestHost) -> None:
+    client = client_of(test)
+    await client.run(process_order, ORDER, id="r1")
+    await test.host.close()
+    await test.start()
+    await test.advance("1 hour")
+    assert await client_of(test).get(process_order, "r1").result()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from durable_actor import decode
 from durable_actor.testing import START_MS
 from tests.workflows.support import Bench
 from workflows import (
@@ -229,7 +230,7 @@ async def test_a_running_run_is_cancelled_before_its_next_step() -> None:
     await bench.start("work")
     await bench.settle()
     assert (await bench.cancel("stop")).cancelled
-    assert isinstance(bench.status, Running)
+    assert bench.status == Running(START_MS)
     outside.gate.set_result(None)
     await bench.settle()
     assert bench.status == Cancelled(START_MS, "stop")
@@ -582,3 +583,81 @@ async def test_a_restart_is_not_counted_as_an_interruption() -> None:
     await bench.crash()
     await bench.settle()
     assert isinstance(bench.status, Completed)
+
+
+async def test_a_cancel_that_comes_while_a_step_waits_for_the_disk_stops_it() -> None:
+    bench = await opened(double)
+    disk_is_slow = asyncio.get_running_loop().create_future()
+    syncs: list[int] = []
+
+    async def sync() -> None:
+        syncs.append(1)
+        if len(syncs) > 1:  # not the first, which is that of the pass
+            await disk_is_slow
+
+    bench.storage.sync = sync  # type: ignore[method-assign]  # a disk that waits for us
+    await bench.start("double", 1)
+    await bench.settle()
+    assert (await bench.orchestrator.cancel(None)).cancelled
+    disk_is_slow.set_result(None)
+    await bench.settle()
+    assert isinstance(bench.status, Cancelled)
+    assert "step.completed" not in bench.events
+
+
+async def test_no_code_of_the_author_runs_before_its_pass_is_on_disk() -> None:
+    """Else a run that kills its process there would never be counted."""
+    seen: list[str] = []
+
+    @workflow
+    async def curious(step: Step) -> None:
+        seen.append(decode(bench.disk.keys["run"])["status"]["_tag"])
+        await step.sleep("1 hour")
+
+    bench = await opened(curious, resident_sleep="0 seconds")
+    await bench.start("curious")
+    await bench.advance("1 hour")
+    assert seen == ["Running", "Running"]
+
+
+async def test_a_failed_attempt_is_no_progress() -> None:
+    outside = Outside()
+
+    @workflow
+    async def failing(step: Step) -> None:
+        await step.run("one", outside.wait, "one")
+
+    @workflow(name="failing")
+    async def worse(step: Step) -> None:
+        await step.run("one", int, "x", retry=Retry(delay="1 hour"))
+
+    bench = await opened(failing)
+    await bench.start("failing")
+    await bench.settle()
+    bench.workflows["failing"] = worse
+    await bench.crash()
+    await bench.advance("10 seconds")
+    assert isinstance(bench.status, Paused)
+    assert bench.journal.record is not None
+    assert bench.journal.record.recoveries == 1
+
+
+async def test_a_sleep_that_is_over_stays_over_when_the_clock_jumps_back() -> None:
+    outside = Outside()
+
+    @workflow
+    async def naps(step: Step) -> str:
+        await step.sleep("1 hour")
+        return await step.run("after", outside.wait, "after")
+
+    bench = await opened(naps)
+    await bench.run("naps")
+    await bench.advance("1 hour")
+    assert outside.begun == ["after"]
+    outside.gate.set_result(None)
+    await bench.kill()
+    bench.clock.jump(START_MS)
+    bench.disk.alarm = START_MS
+    await bench.activate()
+    await bench.advance("1 minute")
+    assert await bench.output() == "after"

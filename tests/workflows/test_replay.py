@@ -219,7 +219,8 @@ async def test_code_that_is_put_right_takes_a_parked_run_up_again() -> None:
 
     bench.workflows["changing"] = mended
     await bench.crash()
-    assert isinstance(bench.status, Paused), "it waits for somebody to say so"
+    parked = bench.status
+    assert isinstance(parked, Paused), "it waits for somebody to say so"
     bench.orchestrator.resume()
     await bench.settle()
     assert bench.status == Completed(START_MS + 3_600_000)
@@ -243,8 +244,10 @@ async def test_steps_may_be_added_behind_the_recorded_ones() -> None:
 
 
 async def test_a_renamed_branch_is_noticed() -> None:
+    ran: list[str] = []
+
     async def both(step: Step, *names: str) -> None:
-        await asyncio.gather(*(step.run(name, len, name) for name in names))
+        await asyncio.gather(*(step.run(name, ran.append, name) for name in names))
         await step.sleep("nap", "1 hour")
 
     bench = await after_a_deploy(
@@ -253,6 +256,7 @@ async def test_a_renamed_branch_is_noticed() -> None:
     await bench.advance("1 hour")
     assert isinstance(bench.status, Paused)
     assert bench.status.parked is not None
+    assert ran == ["a", "b"], "noticed before the new branch did anything"
 
 
 async def test_a_workflow_that_is_gone_parks_its_runs() -> None:

@@ -1,12 +1,7 @@
-"""Trackers without a network, and the stamps on events."""
-
-import random
-from collections.abc import Mapping
+"""Trackers without a network."""
 
 from durable_actor import OutboxEvent
-from durable_actor.testing import ManualClock
-from workflows.events import StepStarted, WorkflowStarted
-from workflows.tracker import Announcer, InMemoryTracker, NoopTracker
+from workflows.tracker import InMemoryTracker, NoopTracker
 
 
 def row(seq: int, run: str = "r1") -> OutboxEvent:
@@ -45,31 +40,3 @@ async def test_types_are_told_for_one_run_or_for_all() -> None:
 
 async def test_the_tracker_that_does_nothing_takes_everything() -> None:
     await NoopTracker().deliver([row(1)])
-
-
-def test_events_are_stamped_with_time_number_and_run() -> None:
-    seen: list[Mapping[str, object]] = []
-    numbers = iter(range(1, 10))
-    announcer = Announcer(
-        seen.append,
-        ManualClock(1_000),
-        random.Random(1),
-        next_seq=lambda: next(numbers),
-    )
-    announcer.announce(WorkflowStarted(), run_id="r1", workflow="w")
-    started = StepStarted(step_name="a", attempt=1)
-    announcer.announce(started, run_id="r1", workflow="w")
-    assert [(event["type"], event["seq"]) for event in seen] == [
-        ("workflow.started", 1),
-        ("step.started", 2),
-    ]
-    assert {event["timestamp"] for event in seen} == {"1970-01-01T00:00:01.000Z"}
-    assert seen[0]["eventId"] != seen[1]["eventId"]
-
-
-def test_without_a_tracker_events_are_not_even_counted() -> None:
-    def count() -> int:
-        raise AssertionError
-
-    announcer = Announcer(None, ManualClock(), random.Random(1), next_seq=count)
-    announcer.announce(WorkflowStarted(), run_id="r1", workflow="w")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,3 +96,38 @@ def test_a_class_of_a_lazy_module_is_not_fetched() -> None:
             codec.decode(b"\x01" + msgpack.encode(msgpack.Ext(17, payload)))
     finally:
         del sys.modules["codec_lazy"]
+
+
+SCRIPT = """
+import sys
+from dataclasses import dataclass
+from durable_actor.codec import decode, encode
+
+@dataclass
+class Parcel:
+    weight: int
+
+if __name__ == "__main__":
+    data = encode(Parcel(3))
+    assert decode(data) == Parcel(3)
+    sys.stdout.write(data.hex())
+"""
+
+
+def test_what_a_script_has_stored_is_read_where_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "parcels_of_a_script.py"
+    script.write_text(SCRIPT)
+    written = subprocess.run(
+        [sys.executable, str(script)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    module = importlib.import_module("parcels_of_a_script")
+
+    assert codec.decode(bytes.fromhex(written.stdout)) == module.Parcel(3)

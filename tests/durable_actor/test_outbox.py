@@ -1,0 +1,279 @@
+"""The outbox: events reach their sink at least once, in order, and slow nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import ClassVar
+
+import pytest
+
+from durable_actor import (
+    Config,
+    DurableObject,
+    EventSink,
+    OutboxEvent,
+    StorageFullError,
+)
+from durable_actor.config import StorageConfig
+from durable_actor.storage.store import DriverKind
+from durable_actor.testing import TestHost, open_test_host
+from tests.support.drivers import take_over
+from tests.support.scene import results
+
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+
+class Sink:
+    """Takes events; or fails, or makes the host wait, if told to."""
+
+    def __init__(self) -> None:
+        self.taken: list[OutboxEvent] = []
+        self.failures: list[BaseException] = []
+        self.offered = 0
+        self._open = asyncio.Event()
+        self._open.set()
+
+    @property
+    def numbers(self) -> list[object]:
+        return [event.data["n"] for event in self.taken]
+
+    def pause(self) -> None:
+        self._open.clear()
+
+    def resume(self) -> None:
+        self._open.set()
+
+    async def deliver(self, events: Sequence[OutboxEvent], /) -> None:
+        self.offered += 1
+        await self._open.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        self.taken += events
+
+
+class Source(DurableObject):
+    async def emit(self, *numbers: int) -> None:
+        for number in numbers:
+            self.ctx.emit({"n": number})
+
+    async def emit_and_write(self, number: int) -> None:
+        self.ctx.storage.put("n", number)
+        self.ctx.emit({"n": number})
+
+    async def emit_and_abort(self, number: int) -> None:
+        self.ctx.emit({"n": number})
+        self.ctx.abort()
+
+
+class Orphan(DurableObject):
+    async def emit(self) -> None:
+        self.ctx.emit({"n": 1})
+
+
+def source_with(sink: EventSink) -> type[Source]:
+    class Bound(Source):
+        event_sink: ClassVar[EventSink | None] = sink
+
+    Bound.__name__ = "Source"
+    return Bound
+
+
+def source(test: TestHost, cls: type[Source], name: str = "a") -> Source:
+    return test.host.namespace(cls).get_by_name(name)
+
+
+@pytest.mark.parametrize("driver", ["thread", "process"])
+async def test_events_arrive_in_order(driver: DriverKind) -> None:
+    sink = Sink()
+    cls = source_with(sink)
+    async with open_test_host(driver=driver) as test:
+        await source(test, cls).emit(1, 2, 3)
+        await source(test, cls).emit(4)
+        await test.settle()
+        assert sink.numbers == [1, 2, 3, 4]
+        object_id = test.host.namespace(cls).id_from_name("a")
+        assert {event.object_id for event in sink.taken} == {str(object_id)}
+        places = [event.seq for event in sink.taken]
+        assert places == sorted(set(places))
+        assert test.host.stats().events_delivered == 4
+        assert test.host.stats().events_waiting == 0
+
+
+async def test_an_event_leaves_only_after_its_turn_is_durable() -> None:
+    sink = Sink()
+    cls = source_with(sink)
+    async with open_test_host() as test:
+        await source(test, cls).emit()
+        disk = take_over(test.host)
+        disk.pause()
+        emitting = asyncio.ensure_future(source(test, cls).emit_and_write(1))
+        await test.settle()
+        assert sink.offered == 0
+        disk.resume()
+        await emitting
+        await test.settle()
+        assert sink.numbers == [1]
+
+
+async def test_an_event_of_a_lost_turn_is_lost_with_it() -> None:
+    sink = Sink()
+    cls = source_with(sink)
+    async with open_test_host() as test:
+        await source(test, cls).emit()
+        await results([source(test, cls).emit_and_abort(1)])
+        take_over(test.host).failures.append(StorageFullError("commit", "full"))
+        await results([source(test, cls).emit_and_write(2)])
+        await source(test, cls).emit(3)
+        await test.settle()
+        assert sink.numbers == [3]
+
+
+async def test_a_sink_that_fails_is_offered_the_same_events_later() -> None:
+    sink = Sink()
+    sink.failures = [ConnectionError("away"), ConnectionError("still away")]
+    cls = source_with(sink)
+    async with open_test_host() as test:
+        await source(test, cls).emit(1, 2)
+        await test.settle()
+        assert (sink.offered, sink.numbers) == (1, [])
+        assert test.host.stats().events_waiting == 2
+        await source(test, cls).emit(3)
+        await test.advance("1 minute")
+        assert sink.numbers == [1, 2, 3]
+        assert test.host.stats().events_waiting == 0
+
+
+async def test_a_sink_that_raises_a_cancellation_is_one_that_fails() -> None:
+    sink = Sink()
+    sink.failures = [asyncio.CancelledError()]
+    cls = source_with(sink)
+    async with open_test_host() as test:
+        await source(test, cls).emit(1)
+        await test.advance("1 minute")
+        assert sink.numbers == [1]
+
+
+async def test_a_sink_that_hangs_slows_nobody() -> None:
+    sink, other_sink = Sink(), Sink()
+    cls = source_with(sink)
+
+    class Other(Source):
+        event_sink: ClassVar[EventSink | None] = other_sink
+
+    async with open_test_host() as test:
+        sink.pause()
+        await source(test, cls).emit(1)
+        await source(test, cls).emit(2)
+        await test.host.namespace(Other).get_by_name("b").emit(3)
+        await test.settle()
+        assert (sink.numbers, other_sink.numbers) == ([], [3])
+        sink.resume()
+        await test.settle()
+        assert sink.numbers == [1, 2]
+
+
+@pytest.mark.parametrize("driver", ["thread", "process"])
+async def test_what_was_not_delivered_is_delivered_after_a_restart(
+    driver: DriverKind,
+) -> None:
+    sink = Sink()
+    cls = source_with(sink)
+    async with open_test_host(classes=[cls], driver=driver) as test:
+        sink.pause()
+        await source(test, cls).emit(1, 2)
+        await test.settle()
+        await test.crash()
+        sink.resume()
+        await test.start()
+        await test.settle()
+        assert sink.numbers == [1, 2]
+        await source(test, cls).emit(3)
+        await test.settle()
+        assert sink.numbers == [1, 2, 3]
+
+
+async def test_what_was_delivered_is_not_delivered_again_after_a_clean_end() -> None:
+    sink = Sink()
+    cls = source_with(sink)
+    async with open_test_host(classes=[cls]) as test:
+        await source(test, cls).emit(1, 2)
+        await test.settle()
+        await test.host.close()
+        await test.start()
+        await test.settle()
+        assert sink.numbers == [1, 2]
+
+
+async def test_events_of_a_class_wait_until_it_is_registered() -> None:
+    sink = Sink()
+    cls = source_with(sink)
+    async with open_test_host() as test:
+        sink.pause()
+        await source(test, cls).emit(1)
+        await test.restart()
+        sink.resume()
+        await test.settle()
+        assert sink.numbers == []
+        assert test.host.stats().events_waiting == 1
+        test.host.register(cls)
+        await test.settle()
+        assert sink.numbers == [1]
+
+
+async def test_closing_starts_no_delivery() -> None:
+    sink = Sink()
+    cls = source_with(sink)
+    async with open_test_host() as test:
+        await source(test, cls).emit()
+        disk = take_over(test.host)
+        disk.pause()
+        emitting = asyncio.ensure_future(source(test, cls).emit_and_write(1))
+        await test.settle()
+        closing = asyncio.ensure_future(test.host.close(grace_ms=0))
+        await test.settle()
+        disk.resume()
+        await results([closing, emitting])
+        assert sink.offered == 0
+
+
+async def test_a_full_outbox_drops_and_counts() -> None:
+    sink = Sink()
+    sink.pause()
+    cls = source_with(sink)
+    config = Config(storage=StorageConfig(outbox_events_max=10))
+    async with open_test_host(config=config) as test:
+        await source(test, cls).emit(*range(8))
+        await source(test, cls).emit(*range(8, 20))
+        stats = test.host.stats()
+        assert stats.events_waiting == 10
+        assert stats.events_dropped == 10
+        sink.resume()
+        await test.settle()
+        assert sink.numbers == list(range(10))
+        await source(test, cls).emit(20)
+        await test.settle()
+        assert sink.numbers[-1] == 20
+
+
+async def test_events_that_fail_to_commit_take_up_no_room() -> None:
+    sink = Sink()
+    cls = source_with(sink)
+    config = Config(storage=StorageConfig(outbox_events_max=10))
+    async with open_test_host(config=config) as test:
+        await source(test, cls).emit()
+        disk = take_over(test.host)
+        for _ in range(3):
+            disk.failures.append(StorageFullError("commit", "full"))
+            await results([source(test, cls).emit(*range(10))])
+            await results([source(test, cls).emit_and_abort(1)])
+        await source(test, cls).emit(*range(10))
+        await test.settle()
+        assert sink.numbers == list(range(10))
+
+
+async def test_a_class_without_a_sink_emits_into_nothing() -> None:
+    async with open_test_host() as test:
+        await test.host.namespace(Orphan).get_by_name("a").emit()
+        assert test.host.stats().events_waiting == 0
+        assert test.host.stats().events_dropped == 0

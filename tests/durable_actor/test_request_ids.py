@@ -1,0 +1,190 @@
+"""A call with an identity runs once, however often it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from durable_actor import Config, DurableObject, StorageFullError
+from durable_actor.config import StorageConfig
+from durable_actor.storage.store import DriverKind
+from durable_actor.testing import TestHost, open_test_host
+from tests.support.drivers import take_over
+from tests.support.scene import Scene, results
+
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+
+class RefusedError(Exception):
+    """A user's own, that its caller can import."""
+
+
+class Till(DurableObject):
+    async def pay(self, amount: int) -> int:
+        total: int = await self.ctx.storage.get("total", 0) + amount
+        self.ctx.storage.put("total", total)
+        return total
+
+    async def pay_slowly(self, amount: int) -> int:
+        await self.env.scene.reach("paying")
+        return await self.pay(amount)
+
+    async def refuse(self) -> None:
+        await self.pay(1)
+        message = "no"
+        raise ValueError(message)
+
+    async def answer(self, value: Any) -> Any:
+        await self.pay(1)
+        return value
+
+    async def answer_badly(self) -> object:
+        await self.pay(1)
+        return object()
+
+    async def total(self) -> int:
+        total: int = await self.ctx.storage.get("total", 0)
+        return total
+
+
+class GatedTill(Till, concurrency="gated"):
+    pass
+
+
+def till(test: TestHost, request_id: str | None = None) -> Till:
+    return test.host.namespace(Till).get_by_name("a", request_id=request_id)
+
+
+@pytest.mark.parametrize("driver", ["thread", "process"])
+async def test_a_repeated_call_gets_the_kept_answer(driver: DriverKind) -> None:
+    async with open_test_host(driver=driver) as test:
+        assert await till(test, "r1").pay(5) == 5
+        assert await till(test, "r1").pay(5) == 5
+        assert await till(test, "r2").pay(5) == 10
+        assert await till(test).total() == 10
+
+
+async def test_the_answer_is_kept_over_a_crash() -> None:
+    async with open_test_host() as test:
+        assert await till(test, "r1").pay(5) == 5
+        await test.restart()
+        assert await till(test, "r1").pay(5) == 5
+        assert await till(test).total() == 5
+
+
+async def test_the_answer_is_kept_when_the_object_leaves_memory() -> None:
+    async with open_test_host() as test:
+        assert await till(test, "r1").pay(5) == 5
+        await test.advance("1 minute")
+        assert test.host.stats().objects_resident == 0
+        assert await till(test, "r1").pay(5) == 5
+
+
+async def test_an_answer_keeps_its_type() -> None:
+    value = (1, {2, 3}, b"four")
+    async with open_test_host() as test:
+        for _ in range(2):
+            found = await till(test, "r1").answer(value)
+            assert found == value
+            assert type(found) is tuple
+        assert await till(test).total() == 1
+
+
+async def test_an_error_is_kept_as_well() -> None:
+    async with open_test_host() as test:
+        for _ in range(2):
+            with pytest.raises(ValueError, match="no"):
+                await till(test, "r1").refuse()
+        await test.restart()
+        with pytest.raises(ValueError, match="no"):
+            await till(test, "r1").refuse()
+        assert await till(test).total() == 1
+
+
+async def test_an_answer_that_cannot_cross_is_kept_as_its_error() -> None:
+    async with open_test_host() as test:
+        for _ in range(2):
+            with pytest.raises(TypeError, match="object"):
+                await till(test, "r1").answer_badly()
+        assert await till(test).total() == 1
+
+
+async def test_the_same_call_sent_twice_at_once_runs_once() -> None:
+    scene = Scene()
+    async with open_test_host(env={"scene": scene}) as test:
+        gated = test.host.namespace(GatedTill).get_by_name("a", request_id="r1")
+        calls = [asyncio.ensure_future(gated.pay_slowly(5)) for _ in range(3)]
+        await test.settle()
+        assert scene.log == ["paying"]
+        scene.open("paying")
+        assert await asyncio.gather(*calls) == [5, 5, 5]
+        assert scene.log == ["paying"]
+
+
+async def test_a_repeat_of_a_call_that_was_lost_runs_again() -> None:
+    async with open_test_host() as test:
+        await till(test).total()
+        disk = take_over(test.host)
+        disk.failures.append(StorageFullError("commit", "full"))
+        await results([till(test, "r1").pay(5)])
+        assert await till(test, "r1").pay(5) == 5
+        assert await till(test, "r1").pay(5) == 5
+        assert await till(test).total() == 5
+
+
+async def test_the_write_and_the_answer_are_durable_together() -> None:
+    """Crash at every commit: a repeat afterwards always finds both, or neither."""
+    for groups in range(4):
+        async with open_test_host() as test:
+            await till(test).total()
+            take_over(test.host).pause_after(groups)
+            calls = []
+            for i in range(3):
+                calls.append(asyncio.ensure_future(till(test, f"r{i}").pay(1)))
+                await test.settle()
+            await test.crash()
+            await results(calls)
+            await test.start()
+            assert await till(test).total() == groups
+            for i in range(3):
+                await till(test, f"r{i}").pay(1)
+            assert await till(test).total() == 3
+
+
+async def test_a_kept_answer_expires() -> None:
+    config = Config(storage=StorageConfig(reply_ttl_ms=60_000))
+    async with open_test_host(config=config) as test:
+        assert await till(test, "r1").pay(5) == 5
+        await test.advance("59 seconds")
+        assert await till(test, "r1").pay(5) == 5
+        await test.advance("2 seconds")
+        assert await till(test, "r1").pay(5) == 10
+
+
+async def test_expired_answers_leave_the_disk() -> None:
+    config = Config(storage=StorageConfig(reply_ttl_ms=60_000))
+    async with open_test_host(config=config) as test:
+        await till(test, "r1").pay(5)
+        await till(test, "r2").pay(5)
+        assert await test.host.expire_replies() == 0
+        await test.advance("61 seconds")
+        assert await test.host.expire_replies() == 2
+
+
+async def test_identities_are_of_one_object() -> None:
+    async with open_test_host() as test:
+        namespace = test.host.namespace(Till)
+        for name in "ab":
+            stub = namespace.get_by_name(name, request_id="r1")
+            assert await stub.pay(5) == 5
+
+
+@pytest.mark.parametrize("request_id", ["", "x" * 257, "lone \ud800 surrogate"])
+async def test_an_identity_that_cannot_be_kept_is_refused(request_id: str) -> None:
+    async with open_test_host() as test:
+        with pytest.raises(ValueError, match="request_id"):
+            await till(test, request_id).pay(5)
+        assert await till(test).total() == 0
+        assert test.host.state == "ok"
