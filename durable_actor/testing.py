@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from durable_actor.clock import Duration, Timer, duration_ms
-from durable_actor.config import Config
+from durable_actor.config import Config, StorageConfig
 from durable_actor.entrypoints import DurableObject
 from durable_actor.host import Host
 from durable_actor.storage.ports import Group, Opened, Query, ShardDriver
@@ -36,6 +36,8 @@ A = TypeVar("A")
 START_MS = 1_800_000_000_000  # a Friday in January 2027; any fixed time would do
 _QUIET_LOOKS = 3
 _LOOK_SECONDS = 0.001
+# A host that lives for a moment has no use for a log that was grown in advance.
+_CONFIG = Config(storage=StorageConfig(wal_grow_bytes=64 * 1024))
 
 
 class ManualClock:
@@ -197,7 +199,7 @@ class TestHost:
         self.host: Host
         self._classes = tuple(classes)
         self._env = env
-        self._config = config
+        self._config = config or _CONFIG
         self._seed = seed
         self._driver: DriverKind = driver
 

@@ -23,7 +23,7 @@ from msgspec import msgpack
 
 from durable_actor.codec import tags
 from durable_actor.codec.forms import FORM_CODES
-from durable_actor.codec.leaves import LOWER_LEAF, READ_LEAF, zone_parts
+from durable_actor.codec.leaves import leaf_reader, leaf_writer, zone_parts
 from durable_actor.codec.refusals import RefusedError, too_deep
 from durable_actor.codec.registry import find_form, form_of
 from durable_actor.codec.tags import DEPTH_MAX, FORMAT_VERSION, VERSION, to_bytes
@@ -117,9 +117,9 @@ class Writer:
     def lower(self, value: Any, room: int) -> Any:
         """Lower a part that may have `room` levels below it."""
         kind = type(value)
-        lower_leaf = LOWER_LEAF.get(kind)
-        if lower_leaf is not None:
-            return lower_leaf(value)
+        write = leaf_writer(kind)
+        if write is not None:
+            return write(value)
         if room <= 0:
             raise too_deep()
         if kind is list or kind is dict:
@@ -223,9 +223,9 @@ class Reader:
         """Return what an extension item was made from."""
         if code == tags.TUPLE:
             return tuple(self._decode(data))
-        read_leaf = READ_LEAF.get(code)
-        if read_leaf is not None:
-            return read_leaf(data)
+        read = leaf_reader(code)
+        if read is not None:
+            return read(data)
         parts = self._decode(data)
         if code == tags.DICT:
             return dict(zip(parts[::2], parts[1::2], strict=True))

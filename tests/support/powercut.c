@@ -35,8 +35,9 @@ enum mode { NONE, POWER, SOME, KILL, EIO_ONCE, ENOSPC_ON };
 struct change {
     enum kind kind;
     ino_t inode;
-    int fd;               /* our own, never closed while the change is remembered */
+    int fd;               /* our own, see own_fd */
     char path[PATH_MAX];  /* of CREATE and REMOVE */
+    char backup[PATH_MAX];  /* of REMOVE: another name of the same file */
     off_t offset;
     off_t size_before;
     size_t before_len, after_len;
@@ -48,11 +49,12 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char directory[PATH_MAX];
 static size_t directory_len;
 static enum mode mode;
-static long at, calls, writes, syncs;
+static long at, calls, removals;
 static unsigned seed;
 static struct change *first, *last;
 
 #define MAX_FDS 4096
+#define MAX_FILES 64
 static char is_watched[MAX_FDS];
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
@@ -67,7 +69,7 @@ void powercut_arm(const char *path, const char *how, long number, unsigned rando
          : !strcmp(how, "enospc") ? ENOSPC_ON : NONE;
     at = number;
     seed = random;
-    calls = writes = syncs = 0;
+    calls = 0;
 }
 
 long powercut_calls(void) { return calls; }
@@ -79,16 +81,26 @@ static int is_inside(const char *path) {
     if (!directory_len) return 0;
     if (path[0] != '/') {
         if (!getcwd(parent, sizeof parent)) return 0;
-        snprintf(full, sizeof full, "%s/%s", parent, path);
+        if (snprintf(full, sizeof full, "%s/%s", parent, path) >= (int)sizeof full)
+            return 0;
         path = full;
     }
     return !strncmp(path, directory, directory_len)
         && (path[directory_len] == '/' || path[directory_len] == 0);
 }
 
-static ino_t inode_of(int fd) {
-    struct stat status;
-    return fstat(fd, &status) ? 0 : status.st_ino;
+/* One descriptor of ours for each file. It is never closed: that would drop the record
+ * locks of the process, and let the inode's number be used again. */
+static int own_fd(int fd, ino_t inode) {
+    static struct { ino_t inode; int fd; } files[MAX_FILES];
+    for (int i = 0; i < MAX_FILES; i++) {
+        if (files[i].inode == inode) return files[i].fd;
+        if (!files[i].inode) {
+            files[i].inode = inode;
+            return files[i].fd = dup(fd);
+        }
+    }
+    abort();
 }
 
 static struct change *remember(enum kind kind, ino_t inode, int fd) {
@@ -107,6 +119,7 @@ static void forget(struct change *change) {
     else first = change->later;
     if (change->later) change->later->earlier = change->earlier;
     else last = change->earlier;
+    if (change->kind == REMOVE) syscall(SYS_unlink, change->backup);
     free(change->before);
     free(change->after);
     free(change);
@@ -116,7 +129,8 @@ static void remember_data(enum kind kind, int fd, const void *data, size_t len,
                           off_t offset) {
     struct stat status;
     if (fstat(fd, &status)) return;
-    struct change *change = remember(kind, status.st_ino, dup(fd));
+    ino_t inode = status.st_ino;
+    struct change *change = remember(kind, inode, own_fd(fd, inode));
     change->offset = offset;
     change->size_before = status.st_size;
     off_t end = kind == TRUNCATE ? status.st_size : offset + (off_t)len;
@@ -138,16 +152,7 @@ static void undo(struct change *change) {
     if (change->kind == CREATE) {
         syscall(SYS_unlink, change->path);
     } else if (change->kind == REMOVE) {
-        /* The bytes are still behind our descriptor. */
-        int copy = syscall(SYS_openat, AT_FDCWD, change->path,
-                           O_CREAT | O_TRUNC | O_RDWR, 0600);
-        char block[65536];
-        off_t offset = 0;
-        ssize_t got;
-        while ((got = REAL(pread)(change->fd, block, sizeof block, offset)) > 0) {
-            if (REAL(pwrite)(copy, block, got, offset) != got) abort();
-            offset += got;
-        }
+        if (syscall(SYS_rename, change->backup, change->path)) abort();
     } else {
         if (change->before_len
             && REAL(pwrite)(change->fd, change->before, change->before_len,
@@ -203,7 +208,7 @@ static int opened(int fd, const char *path, int existed, int flags) {
     pthread_mutex_lock(&lock);
     is_watched[fd] = is_inside(path);
     if (is_watched[fd] && !existed && (flags & O_CREAT)) {
-        struct change *change = remember(CREATE, inode_of(fd), -1);
+        struct change *change = remember(CREATE, 0, -1);
         snprintf(change->path, sizeof change->path, "%s", path);
     }
     pthread_mutex_unlock(&lock);
@@ -315,10 +320,13 @@ static int before_removal(const char *path) {
     pthread_mutex_lock(&lock);
     int failure = step(0);
     if (!failure) {
-        int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDWR);
-        if (fd >= 0) {
-            struct change *change = remember(REMOVE, inode_of(fd), fd);
+        char backup[PATH_MAX];
+        if (snprintf(backup, sizeof backup, "%s.removed-%ld", directory, removals++)
+            >= (int)sizeof backup) abort();
+        if (!syscall(SYS_link, path, backup)) {
+            struct change *change = remember(REMOVE, 0, -1);
             snprintf(change->path, sizeof change->path, "%s", path);
+            memcpy(change->backup, backup, sizeof backup);
         }
     }
     pthread_mutex_unlock(&lock);
