@@ -5,8 +5,8 @@ Theory of operation
     the drainer, which starts with the first envelope and ends with the last: an idle
     object is not a task. What may overlap (an interleaving method, a call that came
     back along its own chain, every event of a gated object) runs in a task of its own
-    once the input gate is open: one is let in at a time, and the next one after the
-    first step of the one before, which may have closed the gate again.
+    once the input gate is open: one is let in at a time, and the next one when the one
+    before has ended or suspended, as it may have closed the gate again.
 
     At the end of every turn the overlay is sealed. When a handler is done its answer
     goes to the output gate, and the next event starts at once: nobody waits for the
@@ -27,7 +27,7 @@ import contextvars
 import itertools
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -133,6 +133,9 @@ class Surroundings(Protocol):
     counters: ActivationCounters
     context: contextvars.Context
 
+    def plan_turn_end(self, activation: Activation) -> None:
+        """Call `turn_ended` once the running step is over."""
+
     def forget(self, activation: Activation) -> None:
         """The activation is broken: let the next event start another one."""
 
@@ -161,13 +164,17 @@ class Delivery:
     __slots__ = ("activation", "awaits", "chain", "label", "number", "task")
 
     def __init__(
-        self, activation: Activation, label: str, chain: tuple[int, ...]
+        self,
+        activation: Activation,
+        label: str,
+        chain: tuple[int, ...],
+        task: asyncio.Task[Any] | None,
     ) -> None:
         self.activation = activation
         self.label = label
         self.number = next(_delivery_numbers)
         self.chain = (*chain, self.number)
-        self.task = asyncio.current_task()
+        self.task = task
         # What the handler itself awaits, and where, for finding deadlocks.
         self.awaits: tuple[Activation, Envelope] | None = None
 
@@ -198,7 +205,7 @@ class Activation:
     """One live object."""
 
     __slots__ = (
-        "_admitted",
+        "_admitter",
         "_alarm_is_queued",
         "_background",
         "_blocking",
@@ -237,8 +244,8 @@ class Activation:
         self._side_line: deque[Envelope] | None = (
             None  # may overlap; waits for the gate
         )
-        # Invariant: let in by the gate, and its first step is still to come.
-        self._admitted: Envelope | None = None
+        # Lets events in beside others; loses the role when it first suspends.
+        self._admitter: asyncio.Task[None] | None = None
         # Answers that may rest on a transaction which is not over.
         self._held_answers: list[Envelope] | None = None
         self._overlay: Overlay | None = None
@@ -269,7 +276,6 @@ class Activation:
             self.lifecycle is Lifecycle.RUNNING
             and self._drainer is None
             and not self._running
-            and self._admitted is None
             and not self._background
             and not self._tasks
             and len(self._line) == 0
@@ -323,7 +329,7 @@ class Activation:
         """
         self._move(Lifecycle.STARTING)
         self._input.hold()
-        self._spawn(self._start(predecessor_ticket))
+        self._spawn(self._start(predecessor_ticket), "start")
 
     def accept(self, envelope: Envelope, *, may_overlap: bool) -> None:
         """Take an event, to be run when its turn comes.
@@ -334,7 +340,7 @@ class Activation:
         """
         self.used_at_ms = self._host.clock.now_ms()
         if self._is_own_chain(envelope):
-            self._spawn(self._run(envelope), envelope)
+            self._spawn_run(envelope)
             return
         line, bounds = self._line, self._host.settings.bounds
         if may_overlap:
@@ -449,14 +455,14 @@ class Activation:
         """Plan the end of this turn: after this step of the task, at the latest."""
         if not self._turn_is_planned:
             self._turn_is_planned = True
-            asyncio.get_running_loop().call_soon(self._turn_ended)
+            self._host.plan_turn_end(self)
 
     def end_turn(self) -> int:
         """Seal what was written so far; return the last ticket depended on."""
         overlay = self._overlay
         if overlay is not None and overlay.is_unsealed:
             alarm_before = overlay.alarm_ticket
-            self._output.depend_on(overlay.seal(self._host.clock.now_ms()))
+            self._output.depend_on(overlay.seal(self._host.clock))
             if overlay.alarm_ticket != alarm_before:
                 self._tell_alarm(overlay)
             if self._events_reserved and not overlay.is_in_transaction:
@@ -629,7 +635,7 @@ class Activation:
         assert self._overlay is not None
         storage = DurableObjectStorage(self._overlay, self)
         ctx = DurableObjectState(self, self.id, storage, self._host.env)
-        delivery = Delivery(self, "constructor", ())
+        delivery = Delivery(self, "constructor", (), asyncio.current_task())
         current_delivery.set(delivery)
         self._instance = self.info.cls(ctx, self._host.env)
         while self._blocking:
@@ -652,13 +658,13 @@ class Activation:
         """Let in whoever may come in now."""
         if self.lifecycle is not Lifecycle.RUNNING or not self._input.is_open:
             return
-        if self._admitted is None:
-            envelope = self._next_beside()
-            if envelope is not None:
-                self._admitted = envelope
-                self._spawn(self._enter(envelope), envelope)
-                # Runs after the first step of the task, which is in line before it.
-                asyncio.get_running_loop().call_soon(self._admitted_one)
+        if self._admitter is None and (
+            self._side_line or (self.info.is_gated and len(self._line))
+        ):
+            admitter = self._spawn(self._admit(), "admit")
+            self._admitter = admitter
+            # Runs after the first step of the task, which is in line before it.
+            asyncio.get_running_loop().call_soon(self._admitted, admitter)
         if not self.info.is_gated and self._drainer is None and len(self._line):
             self._drainer = asyncio.get_running_loop().create_task(
                 self._drain(), name="drain", context=self._host.context.copy()
@@ -673,18 +679,20 @@ class Activation:
         self._side_line = None
         return self._line.take() if self.info.is_gated else None
 
-    def _admitted_one(self) -> None:
-        self._admitted = None
-        self._pump()
-
-    async def _enter(self, envelope: Envelope) -> None:
-        if self._input.is_open:
+    async def _admit(self) -> None:
+        """Run events until one suspends; it is alone with that one then."""
+        me = asyncio.current_task()
+        while self._admitter is me and self._input.is_open:
+            envelope = self._next_beside()
+            if envelope is None:
+                return
             await self._run(envelope)
-            return
-        # Closed since it was let in; it stays the first in line.
-        if self._side_line is None:
-            self._side_line = deque()
-        self._side_line.appendleft(envelope)
+
+    def _admitted(self, admitter: asyncio.Task[None]) -> None:
+        """Let another task go on where this one suspended, or closed the gate."""
+        if self._admitter is admitter:
+            self._admitter = None
+            self._pump()
 
     def _take_waiting(self) -> list[Envelope]:
         """Empty the lines and return what was in them."""
@@ -696,13 +704,15 @@ class Activation:
         try:
             # Whoever closes the gate meanwhile pumps again.
             while self._input.is_open and (envelope := self._line.take()) is not None:
-                await self._run(envelope)
+                await self._run(envelope, self._drainer)
         finally:
             self._drainer = None
         if len(self._line):
             self._pump()
 
-    async def _run(self, envelope: Envelope) -> None:
+    async def _run(
+        self, envelope: Envelope, task: asyncio.Task[None] | None = None
+    ) -> None:
         if envelope.reply.done():
             return  # the sender has gone
         lost = self._host.committer.failure_of(envelope.ticket)
@@ -711,7 +721,8 @@ class Activation:
             reason = reason if self._reset is None else self._reset.detail
             envelope.fail(self._reset_error(reason, "not_executed"))
             return
-        delivery = Delivery(self, envelope.label, envelope.chain)
+        task = task or asyncio.current_task()
+        delivery = Delivery(self, envelope.label, envelope.chain, task)
         token = current_delivery.set(delivery)
         if self._running is None:
             self._running = {}
@@ -809,6 +820,8 @@ class Activation:
         self._events_reserved = 0
 
     def _is_own_chain(self, envelope: Envelope) -> bool:
+        if not envelope.chain:
+            return False
         running = self._running
         return running is not None and any(n in running for n in envelope.chain)
 
@@ -933,7 +946,8 @@ class Activation:
 
     # -- the rest -----------------------------------------------------------------
 
-    def _turn_ended(self) -> None:
+    def turn_ended(self) -> None:
+        """Seal what the step that is over wrote, unless that is done already."""
         self._turn_is_planned = False
         if self.lifecycle is not Lifecycle.BROKEN:
             try:
@@ -985,26 +999,26 @@ class Activation:
                     error=f"{type(error).__name__}: {error}",
                 )
 
-    def _spawn(self, coroutine: Any, envelope: Envelope | None = None) -> None:
-        """Start a task; one that was cancelled before it began tells its sender."""
+    def _spawn(
+        self, coroutine: Coroutine[Any, Any, None], name: str
+    ) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(
-            coroutine,
-            name="start" if envelope is None else envelope.label,
-            context=self._host.context.copy(),
+            coroutine, name=name, context=self._host.context.copy()
         )
         self._track(task)
-        if envelope is not None:
+        return task
 
-            def ended(task: asyncio.Task[Any]) -> None:
-                if task.cancelled():
-                    reason = (
-                        "it was cancelled"
-                        if self._reset is None
-                        else self._reset.detail
-                    )
-                    envelope.fail(self._reset_error(reason, "not_executed"))
+    def _spawn_run(self, envelope: Envelope) -> None:
+        """Run an event at once; if its task is ended before it begins, tell so."""
 
-            task.add_done_callback(ended)
+        def ended(task: asyncio.Task[None]) -> None:
+            if task.cancelled():
+                reset = self._reset
+                reason = "it was cancelled" if reset is None else reset.detail
+                envelope.fail(self._reset_error(reason, "not_executed"))
+
+        task = self._spawn(self._run(envelope), envelope.label)
+        task.add_done_callback(ended)
 
     def _track(self, task: asyncio.Task[Any]) -> None:
         if self._tasks is None:

@@ -176,6 +176,7 @@ class Host:
         self._classes: dict[str, ClassInfo] = {}
         self._spaces: dict[str, IdSpace] = {}
         self._resident: dict[bytes, Activation] = {}
+        self._turns: list[Activation] = []  # those whose turn ends after this step
         self._owed_alarms: dict[bytes, AlarmRow] = {}
         self._parked_alarms: dict[str, dict[ObjectId, int]] = {}
         # The last ticket of a broken activation, until the next one has started.
@@ -450,6 +451,8 @@ class Host:
             raise HostClosedError(message)
         activation = self._activation(target, info)
         activation.accept(envelope, may_overlap=found.interleaves)
+        if sender is None and options.timeout_ms is None:
+            return await envelope.reply
         if options.timeout_ms is not None:
             try:
                 async with deadline(self.clock, options.timeout_ms):
@@ -586,6 +589,22 @@ class Host:
         return {name: getattr(status, name) for name in status.__struct_fields__}
 
     # -- what activations ask (activation.Surroundings) -----------------------------
+
+    def plan_turn_end(self, activation: Activation) -> None:
+        """End the activation's turn as soon as the running step is over.
+
+        One callback serves all objects that write in the same round of the loop. The
+        first of them plans it; for the others it comes earlier than their own would,
+        but never before the end of their step.
+        """
+        if not self._turns:
+            asyncio.get_running_loop().call_soon(self._end_turns)
+        self._turns.append(activation)
+
+    def _end_turns(self) -> None:
+        turns, self._turns = self._turns, []
+        for activation in turns:
+            activation.turn_ended()
 
     def forget(self, activation: Activation) -> None:
         """Let the next event start another activation."""

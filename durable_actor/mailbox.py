@@ -40,7 +40,6 @@ class Envelope:
         "label",
         "queued_at",
         "reply",
-        "reply_ticket",
         "request_id",
         "result",
         "sender",
@@ -60,7 +59,6 @@ class Envelope:
         self.args = args
         self.kwargs = kwargs
         self.reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.reply_ticket = 0  # what the answer depends on, for a caller in this host
         self.chain: tuple[int, ...] = ()  # deliveries that wait for this one
         self.ticket = 0  # what the message itself depends on
         self.sender: Any = None  # the delivery it came from, if any

@@ -43,7 +43,6 @@ class DurableObjectStub:
         def call(*args: object, **kwargs: object) -> Awaitable[object]:
             return router.call(target, method, args, kwargs, options)
 
-        call.__name__ = method
         return call
 
     def __repr__(self) -> str:

@@ -150,7 +150,7 @@ class Outbox:
     def _forget(self, places: list[int]) -> None:
         assert self._committer is not None
         try:
-            self._committer.seal(Seal(num=0, delivered=places))
+            self._committer.seal(Seal(num=0, delivered=tuple(places)))
         except StorageError:
             # The host is stopping; these are delivered once more by the next process.
             log.warning("outbox.not_noted", events=len(places))

@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from durable_actor.daemon.guard import GuardPolicy
 from durable_actor.daemon.listening import BACKLOG, Listen, bind, hosts_of, url_of
 from durable_actor.daemon.loader import Served, load
 from durable_actor.daemon.metrics import make_metrics
-from durable_actor.daemon.ports import RUNS_HOOK
+from durable_actor.daemon.ports import RUNS_HOOK, RunsApi
 from durable_actor.daemon.protocol import BoundedProtocol, bounded
 from durable_actor.daemon.tokens import TOKEN_FILE, token_of
 from durable_actor.errors import (
@@ -37,6 +37,8 @@ from durable_actor.errors import (
 )
 from durable_actor.host import Host
 from durable_actor.log import get_logger
+from durable_actor.schedules import Schedules
+from durable_actor.schedules import apply as apply_schedules
 
 log = get_logger("durable_actor.daemon")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -153,6 +155,7 @@ async def _serve_host(
         for found in served.classes.values()
         if hasattr(found.cls, RUNS_HOOK)
     ]
+    schedules = await _schedules(host, config, runs)
     token_file = Path(http.token_file or host.directory / TOKEN_FILE)
     token = token_of(token_file)
     listener = bind(listen)
@@ -203,11 +206,14 @@ async def _serve_host(
     )
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     try:
+        await schedules.start()
         await _first(signals.stop.wait(), host.failed.wait(), serving)
+        await schedules.stop()
         drained = await _drain(host, traffic, signals, config.shutdown_grace_ms)
         log.info("daemon.drained" if drained else "daemon.not_drained")
     finally:
         traffic.is_draining = True
+        await schedules.stop()
         # Whatever was to be waited for, was. The host first: who still waits for an
         # object is told that it was reset, and that needs the server.
         await host.close(grace_ms=0)
@@ -215,6 +221,19 @@ async def _serve_host(
         await serving
         if listen.path is not None:
             listen.path.unlink(missing_ok=True)
+
+
+async def _schedules(host: Host, config: Config, runs: Sequence[RunsApi]) -> Schedules:
+    """Return the schedules of the host, with those of the configuration."""
+    api_by_name = {name: api for api in runs for name in api.names()}
+
+    async def start_run(workflow: str, value: object, run_id: str) -> None:
+        api = api_by_name[workflow]
+        await api.start(workflow, value, run_id=run_id, is_async=True)
+
+    schedules = Schedules(host, start_run=start_run if api_by_name else None)
+    await apply_schedules(schedules, config, workflows=api_by_name)
+    return schedules
 
 
 async def _drain(host: Host, traffic: Traffic, signals: Signals, grace_ms: int) -> bool:

@@ -3,6 +3,8 @@
 A seal is one turn's writes of one object, an atomic unit. A batch is the bytes of all
 seals of a group; as one row of the log it is on disk or it is not, so nothing here can
 be half done.
+
+None of these can be part of a cycle, so the garbage collector need not look at them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ _SHORT = {
 }
 
 
-class AlarmRow(Struct, frozen=True, array_like=True):
+class AlarmRow(Struct, frozen=True, array_like=True, gc=False):
     """An object's alarm: when to fire, what it was set for, and how often it failed."""
 
     due_at_ms: int
@@ -37,7 +39,7 @@ class AlarmRow(Struct, frozen=True, array_like=True):
     counted: int = 0  # those that the handler is to blame for
 
 
-class ObjectRow(Struct, frozen=True, array_like=True):
+class ObjectRow(Struct, frozen=True, array_like=True, gc=False):
     """An object's line in the directory."""
 
     id: bytes
@@ -48,7 +50,7 @@ class ObjectRow(Struct, frozen=True, array_like=True):
     attributes: dict[str, str] = {}
 
 
-class ReplyRow(Struct, frozen=True, array_like=True):
+class ReplyRow(Struct, frozen=True, array_like=True, gc=False):
     """The kept answer to one request identity."""
 
     request_id: str
@@ -56,7 +58,7 @@ class ReplyRow(Struct, frozen=True, array_like=True):
     expires_at_ms: int
 
 
-class EventRow(Struct, frozen=True, array_like=True):
+class EventRow(Struct, frozen=True, array_like=True, gc=False):
     """One event on its way to the sink of its class."""
 
     seq: int  # place in the shard's outbox
@@ -65,7 +67,7 @@ class EventRow(Struct, frozen=True, array_like=True):
     data: bytes
 
 
-class Seal(Struct, omit_defaults=True, rename=_SHORT):
+class Seal(Struct, omit_defaults=True, rename=_SHORT, gc=False):
     """One turn's writes of one object; all of it becomes durable, or nothing.
 
     `cleared` comes before `keys`: what the object held is gone, then the keys follow.
@@ -78,9 +80,9 @@ class Seal(Struct, omit_defaults=True, rename=_SHORT):
     deleted: bool = False  # the object itself goes, its directory line too
     row: ObjectRow | None = None
     alarm: AlarmRow | UnsetType | None = UNSET
-    events: list[EventRow] = []
-    replies: list[ReplyRow] = []
-    delivered: list[int] = []  # places in the outbox that have arrived
+    events: tuple[EventRow, ...] = ()
+    replies: tuple[ReplyRow, ...] = ()
+    delivered: tuple[int, ...] = ()  # places in the outbox that have arrived
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -23,7 +23,7 @@ Promises
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from msgspec import UNSET
@@ -62,7 +62,7 @@ class Committer:
         driver: ShardDriver,
         *,
         on_failure: Callable[[StorageError, int], None],
-        on_events: Callable[[list[EventRow]], None] = lambda _: None,
+        on_events: Callable[[Sequence[EventRow]], None] = lambda _: None,
         log_bytes_max: int = 8 * 1024 * 1024,
         group_rows_max: int = 256,
     ) -> None:
@@ -364,7 +364,7 @@ class Committer:
             loop = asyncio.get_running_loop()
             self._fold_timer = loop.call_later(_FULL_RETRY_SECONDS, self._fold_if_idle)
             return error
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # every waiter hears of it
             failure = (
                 error if isinstance(error, StorageError) else _unexpected("fold", error)
             )

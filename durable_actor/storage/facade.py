@@ -15,7 +15,7 @@ import contextvars
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, overload
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 
 from durable_actor.clock import Clock, Instant, instant_ms
 from durable_actor.codec import decode, encode
@@ -71,16 +71,13 @@ class StorageOwner(Protocol):
         """Undo one hold."""
 
 
-class Ready(Generic[T]):
+class Ready(Struct, Generic[T], eq=False):
     """An awaitable that already has its result; awaiting it does not suspend."""
 
-    __slots__ = ("_value",)
-
-    def __init__(self, value: T) -> None:
-        self._value = value
+    value: T
 
     def __await__(self) -> Generator[Any, None, T]:
-        return self._value
+        return self.value
         yield  # unreachable; makes this a generator, as __await__ must be
 
 
@@ -321,9 +318,7 @@ class KeyValueStorage:
         found = await self._read(self._owner.large_object().scan(wanted))
         return {key: decode(value) for key, value in found.items()}
 
-    def _existed(
-        self, keys: Sequence[str], answer: Callable[[int], T]
-    ) -> Awaitable[T]:
+    def _existed(self, keys: Sequence[str], answer: Callable[[int], T]) -> Awaitable[T]:
         """Ask the disk how many of some keys, deleted meanwhile, had been there."""
         reader = self._owner.large_object()
         pending = reader.pending()
@@ -432,7 +427,7 @@ class DurableObjectTransaction(KeyValueStorage):
         self.outer = outer
         self.child_lock = asyncio.Lock()
         if outer is not None:
-            outer._inner = self
+            outer._inner = self  # noqa: SLF001  # one of our own kind
 
     def rollback(self) -> None:
         """Put everything back; the callback may go on, but not use the transaction."""

@@ -50,7 +50,9 @@ class DirectoryLock:
             try:
                 self.fd = os.open(self.path, _LOCK_FLAGS, 0o600)
             except OSError as error:
-                message = f"the lock file {self.path} cannot be opened: {error.strerror}"
+                message = (
+                    f"the lock file {self.path} cannot be opened: {error.strerror}"
+                )
                 raise ConfigError(message) from error
             if self._try():
                 break

@@ -28,6 +28,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
+from durable_actor.clock import Clock
 from durable_actor.errors import ObjectResetError, StorageError
 from durable_actor.ids import ObjectId
 from durable_actor.storage.batch import (
@@ -276,7 +277,7 @@ class Overlay:
             or self._replies is not None
         )
 
-    def seal(self, now_ms: int) -> int:
+    def seal(self, clock: Clock) -> int:
         """End the turn: hand its writes over as one unit; return the last ticket.
 
         Not async, so that nothing runs between the writes and their ticket.
@@ -286,23 +287,23 @@ class Overlay:
         committer = self._committer
         if not self.num:
             self.num = committer.new_num()
-        seal = Seal(num=self.num)
+        seal = Seal(self.num, self._unsealed or {})
         if self._unsealed is not None:
-            seal.keys, self._unsealed = self._unsealed, None
+            self._unsealed = None
             seal.cleared, self._cleared = self._cleared, False
         if self._alarm_unsealed:
             seal.alarm, self._alarm_unsealed = self._alarm, False
             self.alarm_ticket = committer.last_ticket + 1
         if self._events is not None:
-            seal.events = [
+            seal.events = tuple(
                 EventRow(committer.new_event(), self._id.raw, self._object_class, data)
                 for data in self._events
-            ]
+            )
             self._events = None
         if self._replies is not None:
-            seal.replies, self._replies = self._replies, None
+            seal.replies, self._replies = tuple(self._replies), None
         if self._row_unsealed:
-            seal.row = self._next_row(now_ms)
+            seal.row = self._next_row(clock.now_ms())
         self.ticket = committer.seal(seal, self._id.raw)
         return self.ticket
 

@@ -66,7 +66,9 @@ class Driver:
         return await Shard.open(options)
 
     @asynccontextmanager
-    async def opened(self, directory: Path, **changes: Any) -> AsyncIterator[ShardDriver]:
+    async def opened(
+        self, directory: Path, **changes: Any
+    ) -> AsyncIterator[ShardDriver]:
         shard = await self.open(shard_options(directory, **changes))
         try:
             yield shard
@@ -190,7 +192,9 @@ async def test_a_later_format_is_told_by_its_name(
 
 async def test_damage_is_told_by_its_name(driver: Driver, tmp_path: Path) -> None:
     async with driver.opened(tmp_path) as shard:
-        await shard.commit(group_of(1, seal_of(1, {"a": b"1"}), seal_of(2, {"b": b"2"})))
+        await shard.commit(
+            group_of(1, seal_of(1, {"a": b"1"}), seal_of(2, {"b": b"2"}))
+        )
         await shard.close()
     change_file(tmp_path, ("UPDATE kv SET value = x'00' WHERE object = 1", []))
 

@@ -38,7 +38,7 @@ class Owner:
         self.writes += 1
 
     def end_turn(self) -> int:
-        return self.overlay.seal(self.clock.now_ms())
+        return self.overlay.seal(self.clock)
 
     async def wait_durable(self, ticket: int) -> None:
         await self.committer.wait(ticket)

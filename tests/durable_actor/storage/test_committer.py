@@ -265,9 +265,7 @@ async def test_on_a_full_disk_old_tickets_stay_failed_and_new_ones_work(
 async def test_a_disk_that_stays_full_is_remembered_as_one_range(bench: Bench) -> None:
     bench.driver.commit_errors += [FULL] * 50 + [None, FULL]
     for _ in range(52):
-        await asyncio.wait(
-            [asyncio.ensure_future(bench.committer.wait(bench.put()))]
-        )
+        await asyncio.wait([asyncio.ensure_future(bench.committer.wait(bench.put()))])
 
     assert bench.committer._failed == [(1, 50), (52, 52)]
 
@@ -354,9 +352,7 @@ async def test_objects_asked_for_together_are_read_together(bench: Bench) -> Non
 async def test_a_failed_read_is_told_to_everyone_who_asked(bench: Bench) -> None:
     await bench.driver.driver.drop()
 
-    found = await asyncio.gather(
-        bench.keys(1), bench.keys(2), return_exceptions=True
-    )
+    found = await asyncio.gather(bench.keys(1), bench.keys(2), return_exceptions=True)
     assert [type(error) for error in found] == [StorageFailedError] * 2
 
 
@@ -535,7 +531,9 @@ steps = st.lists(
         st.tuples(st.just("full")),
         st.tuples(
             st.sampled_from(["hold", "release"]),
-            st.sampled_from(["commit.after", "fold.before", "fold.after", "read.after"]),
+            st.sampled_from(
+                ["commit.after", "fold.before", "fold.after", "read.after"]
+            ),
         ),
     ),
     max_size=30,
@@ -563,7 +561,9 @@ async def test_a_load_sees_what_is_durable_and_nothing_else(
         first = committer.durable_ticket
         found = (await committer.load(raw_id(num))).keys
         last = committer.durable_ticket
-        kept = [(t, keys) for t, keys in history[num] if committer.failure_of(t) is None]
+        kept = [
+            (t, keys) for t, keys in history[num] if committer.failure_of(t) is None
+        ]
         before = [keys for ticket, keys in kept if ticket <= first]
         during = [keys for ticket, keys in kept if first < ticket <= last]
         assert found in [before[-1], *during]
@@ -573,7 +573,9 @@ async def test_a_load_sees_what_is_durable_and_nothing_else(
             match step:
                 case ("seal", num, keys):
                     now = {**history[num][-1][1], **keys}
-                    now = {key: value for key, value in now.items() if value is not None}
+                    now = {
+                        key: value for key, value in now.items() if value is not None
+                    }
                     history[num].append((bench.put(num, **keys), now))
                 case ("durable",) if "commit.after" not in held:
                     await asyncio.wait(
@@ -591,14 +593,10 @@ async def test_a_load_sees_what_is_durable_and_nothing_else(
                     # Its object starts afresh from the disk, as the host sees to.
                     await committer.wait(0)
                     ticket = committer.last_ticket
-                    await asyncio.wait(
-                        [asyncio.ensure_future(committer.wait(ticket))]
-                    )
+                    await asyncio.wait([asyncio.ensure_future(committer.wait(ticket))])
                     driver.commit_errors.append(FULL)
                     ticket = bench.put(1, a=b"lost")
-                    await asyncio.wait(
-                        [asyncio.ensure_future(committer.wait(ticket))]
-                    )
+                    await asyncio.wait([asyncio.ensure_future(committer.wait(ticket))])
                     driver.commit_errors.clear()
                 case ("hold", edge):
                     held.add(edge)

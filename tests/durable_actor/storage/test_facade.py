@@ -240,7 +240,9 @@ class Machine:
             case ("get", key):
                 assert await storage.get(key, "absent") == model.get(key, "absent")
             case ("get_many", some):
-                expected = {key: model[key] for key in sorted(set(some)) if key in model}
+                expected = {
+                    key: model[key] for key in sorted(set(some)) if key in model
+                }
                 found = await storage.get(some)
                 assert list(found.items()) == list(expected.items())
             case ("list", options):

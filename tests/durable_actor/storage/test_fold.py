@@ -110,7 +110,9 @@ class Disk:
                 for row in rows("SELECT * FROM object")
             },
             "kv": {row[:2]: row[2:] for row in rows("SELECT * FROM kv")},
-            "alarm": {row[0]: AlarmRow(*row[1:]) for row in rows("SELECT * FROM alarm")},
+            "alarm": {
+                row[0]: AlarmRow(*row[1:]) for row in rows("SELECT * FROM alarm")
+            },
             "outbox": {row[0]: EventRow(*row) for row in rows("SELECT * FROM outbox")},
             "reply": {
                 (row[0], row[1]): ReplyRow(*row[1:])
@@ -135,7 +137,10 @@ turns = st.fixed_dictionaries(
         "events": st.integers(0, 2),
         "replies": st.lists(
             st.builds(
-                ReplyRow, st.sampled_from("xyz"), st.binary(max_size=2), st.integers(1, 9)
+                ReplyRow,
+                st.sampled_from("xyz"),
+                st.binary(max_size=2),
+                st.integers(1, 9),
             ),
             max_size=2,
         ),
@@ -176,7 +181,7 @@ def seals(turns: Iterable[dict[str, Any]]) -> list[Seal]:
             )
         )
         if turn["delivers"] and waiting:
-            result.append(Seal(num=0, delivered=[waiting.pop(0)]))
+            result.append(Seal(num=0, delivered=(waiting.pop(0),)))
     return result
 
 

@@ -64,8 +64,8 @@ async def test_a_turn_is_one_seal_with_everything_in_it(
     assert seal.num == overlay.num == 1
     assert seal.keys == {"a": b"1", "b": None}
     assert seal.alarm == ALARM
-    assert seal.events == [EventRow(1, owner.id.raw, "Thing", b"event")]
-    assert seal.replies == [ReplyRow("x", b"reply", 1)]
+    assert seal.events == (EventRow(1, owner.id.raw, "Thing", b"event"),)
+    assert seal.replies == (ReplyRow("x", b"reply", 1),)
     assert seal.row is not None
     assert (seal.row.name, seal.row.attributes) == ("a", {"color": "red"})
 

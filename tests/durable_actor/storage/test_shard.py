@@ -56,7 +56,9 @@ async def commit_three(directory: Path) -> None:
     """Leave a log of three rows, tickets 1 to 4, and empty tables."""
     async with open_shard(directory) as shard:
         await shard.commit(group_of(1, seal_of(1, {"a": b"1"})))
-        await shard.commit(group_of(2, seal_of(1, {"a": b"2"}), seal_of(2, {"b": b"1"})))
+        await shard.commit(
+            group_of(2, seal_of(1, {"a": b"2"}), seal_of(2, {"b": b"1"}))
+        )
         await shard.commit(group_of(4, seal_of(1, {"c": b"3"})))
 
 
@@ -215,10 +217,15 @@ async def test_what_is_no_database_is_refused_with_an_error_of_ours(
 
 DAMAGE: dict[str, list[tuple[str, list[Any]]]] = {
     "a flipped byte": [
-        ("UPDATE log SET batch = CAST(? || substr(batch, 2) AS BLOB) WHERE seq = 2", [b"\x93"])
+        (
+            "UPDATE log SET batch = CAST(? || substr(batch, 2) AS BLOB) WHERE seq = 2",
+            [b"\x93"],
+        )
     ],
     "a flipped checksum": [("UPDATE log SET crc = crc + 1 WHERE seq = 3", [])],
-    "another last ticket": [("UPDATE log SET last_ticket = ? WHERE seq = 3", [4 + (1 << 40)])],
+    "another last ticket": [
+        ("UPDATE log SET last_ticket = ? WHERE seq = 3", [4 + (1 << 40)])
+    ],
     "a missing row": [("DELETE FROM log WHERE seq = 2", [])],
     "a missing first row": [("DELETE FROM log WHERE seq = 1", [])],
     "a gap in the numbers": [("UPDATE log SET seq = 9 WHERE seq = 3", [])],
@@ -274,7 +281,12 @@ async def test_a_changed_value_is_found_and_only_its_object_is_affected(
         await shard.close()
     change_file(
         tmp_path,
-        (f"UPDATE kv SET {change} WHERE object = 1 AND key = 'k'".replace("'aa'", "'m'"), []),
+        (
+            f"UPDATE kv SET {change} WHERE object = 1 AND key = 'k'".replace(
+                "'aa'", "'m'"
+            ),
+            [],
+        ),
     )
 
     async with open_shard(tmp_path) as shard:
@@ -295,9 +307,7 @@ async def test_an_unfinished_growth_of_the_wal_does_not_look_like_damage(
 ) -> None:
     """Killed between the two statements that grow the WAL, its row is left."""
     await commit_three(tmp_path)
-    change_file(
-        tmp_path, ("INSERT INTO log VALUES (-1, 0, 0, zeroblob(65536), 0)", [])
-    )
+    change_file(tmp_path, ("INSERT INTO log VALUES (-1, 0, 0, zeroblob(65536), 0)", []))
 
     async with open_shard(tmp_path) as shard:
         assert shard.opened.last_ticket == 4
@@ -473,7 +483,9 @@ async def test_on_a_full_disk_a_commit_is_refused_and_not_applied(
 
         await limit_pages(shard, None)
         # As the committer does: the lost ticket is covered by the next group.
-        await shard.commit(group_of(2, seal_of(1, {"b": b"2"}), seal_of(1, {"c": b"3"})))
+        await shard.commit(
+            group_of(2, seal_of(1, {"b": b"2"}), seal_of(1, {"c": b"3"}))
+        )
 
     async with open_shard(tmp_path) as shard:
         assert (await load_one(shard, 1)).keys == {"a": b"1", "b": b"2", "c": b"3"}
@@ -642,7 +654,9 @@ async def test_the_directory_is_ordered_filtered_and_paged(tmp_path: Path) -> No
                 "limit": 100,
                 **changes,
             }
-            return [entry.row.name for entry in await shard.read(ReadDirectory(**query))]
+            return [
+                entry.row.name for entry in await shard.read(ReadDirectory(**query))
+            ]
 
         in_order = sorted(names)
         assert await listed() == in_order
@@ -661,7 +675,7 @@ async def test_replies_and_events_are_kept_until_they_are_over(tmp_path: Path) -
         replies = [ReplyRow("x", b"1", 10), ReplyRow("y", b"2", 20)]
         events = [EventRow(seq, raw_id(1), "Thing", b"e") for seq in (1, 2, 3)]
         seal = seal_of(1, {}, replies=replies, events=events)
-        await shard.commit(group_of(1, seal, Seal(num=0, delivered=[2])))
+        await shard.commit(group_of(1, seal, Seal(num=0, delivered=(2,))))
         await shard.fold()
 
         assert await shard.read(ReadReplies(1)) == replies
