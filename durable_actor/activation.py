@@ -58,7 +58,10 @@ from durable_actor.signals import Abort
 from durable_actor.state import DurableObjectState
 from durable_actor.storage.batch import AlarmRow, ReplyRow
 from durable_actor.storage.committer import Committer
-from durable_actor.storage.facade import DurableObjectStorage
+from durable_actor.storage.facade import (
+    DurableObjectStorage,
+    is_beside_a_transaction,
+)
 from durable_actor.storage.kv import KeyValueLimits, LargeObject
 from durable_actor.storage.overlay import Overlay, settle
 from durable_actor.storage.ports import ReadReplies, ShardDriver
@@ -339,6 +342,9 @@ class Activation:
             ObjectDeadlockError: The sender would wait for itself.
         """
         self.used_at_ms = self._host.clock.now_ms()
+        self._check_room(
+            len(envelope.chain) >= _CHAIN_MAX, "calls are nested too deeply"
+        )
         if self._is_own_chain(envelope):
             self._spawn_run(envelope)
             return
@@ -510,6 +516,8 @@ class Activation:
             return
         self._events_reserved += 1
         self._overlay.emit(data)
+        if is_beside_a_transaction(self._overlay):
+            self._overlay.outlast(event=data)
         self.wrote()
 
     def set_attributes(self, attributes: Mapping[str, str]) -> None:
@@ -532,6 +540,8 @@ class Activation:
                     )
                     raise ValueError(message)
         self._overlay.set_attributes(attributes)
+        if is_beside_a_transaction(self._overlay):
+            self._overlay.outlast(attributes=True)
         self.wrote()
 
     def block_concurrency_while(
@@ -884,6 +894,7 @@ class Activation:
             if alarm is None or alarm.due_at_ms > self._host.clock.now_ms():
                 return
             overlay.begin_alarm()
+            overlay.outlast(alarm=True)
             info = AlarmInfo(
                 retry_count=alarm.retries,
                 is_retry=alarm.retries > 0,
@@ -909,6 +920,7 @@ class Activation:
                         "alarm.abandoned", object=repr(self.id), tries=alarm.counted + 1
                     )
             overlay.end_alarm(retry)
+            overlay.outlast(alarm=True)
             self.wrote()
         finally:
             self._alarm_is_queued = False
@@ -1049,6 +1061,7 @@ class Activation:
 
 
 _E = TypeVar("_E", bound=ObjectError)
+_CHAIN_MAX = 500  # calls within calls: deeper is a recursion that does not end
 _CIRCLE_MAX = 1_000  # deliveries that wait for each other, looked at for a deadlock
 _ENDS_THE_PROGRAM = (SystemExit, KeyboardInterrupt, GeneratorExit)
 

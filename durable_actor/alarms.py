@@ -31,8 +31,9 @@ from durable_actor.log import get_logger
 Fill = Callable[[int, int, int], Awaitable[Sequence[tuple[ObjectId, int]]]]
 
 WINDOW_MS = 60_000
-FILL_MAX = 4_096  # entries brought in at once; the rest follows when these have fired
+FILL_MAX = 4_096  # entries brought in at once; the rest follows in parts of this size
 FIRE_MAX = 256  # fired before the loop gets a breath
+STALE_MAX = 1_024  # entries of alarms that were moved; more are cleared out
 _FILL_RETRY_MS = 1_000
 
 log = get_logger("durable_actor.alarms")
@@ -79,6 +80,7 @@ class AlarmWheel:
     def start(self) -> None:
         """Fill the first window and begin to fire, overdue alarms first."""
         self._is_running = True
+        self._horizon_ms = 0
         self._start_fill()
 
     async def stop(self) -> None:
@@ -96,17 +98,21 @@ class AlarmWheel:
         if due_at_ms is None or due_at_ms > self._horizon_ms:
             self._due.pop(object_id, None)
             return
-        self._due[object_id] = due_at_ms
-        heapq.heappush(self._heap, (due_at_ms, object_id))
-        self._arm()
+        self._add(object_id, due_at_ms)
 
     def remind(self, object_id: ObjectId, due_at_ms: int) -> None:
         """Add a reminder, unless the object has one that is as early."""
         known = self._due.get(object_id)
         if known is None or known > due_at_ms:
-            self._due[object_id] = due_at_ms
-            heapq.heappush(self._heap, (due_at_ms, object_id))
-            self._arm()
+            self._add(object_id, due_at_ms)
+
+    def _add(self, object_id: ObjectId, due_at_ms: int) -> None:
+        self._due[object_id] = due_at_ms
+        heapq.heappush(self._heap, (due_at_ms, object_id))
+        if len(self._heap) > 2 * len(self._due) + STALE_MAX:
+            self._heap = [(due, other) for other, due in self._due.items()]
+            heapq.heapify(self._heap)
+        self._arm()
 
     def _arm(self) -> None:
         """Keep one timer, for the earliest entry or the next filling."""
@@ -133,7 +139,10 @@ class AlarmWheel:
             del self._due[object_id]
             fired += 1
             self.counters.fired += 1
-            self._fire(object_id, due_at_ms)
+            try:
+                self._fire(object_id, due_at_ms)
+            except Exception:  # the others are due as well
+                log.exception("alarm.fire_failed", object=repr(object_id))
         if self._filling is None and now_ms >= self._fill_at_ms:
             self._start_fill()
         self._arm()

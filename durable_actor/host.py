@@ -68,6 +68,7 @@ T = TypeVar("T", bound=DurableObject)
 HostState = Literal["ok", "full", "failed"]
 
 _CLOSE_GRACE_MS = 25_000
+_EVENTS_GRACE_SECONDS = 1.0  # what has not left by then leaves at the next start
 _REQUEST_ID_CHARACTERS_MAX = 256  # four UUIDs and some words
 _CANCEL_SECONDS = 2.0  # what was cancelled has so long to clean up
 _SWEEP_PARTS = 4  # looks for idle objects so often in the time they may idle
@@ -291,6 +292,9 @@ class Host:
             return
         await self.drain(grace_ms)
         await self._let_go_of_all("the host is closing")
+        if self.failure is None:
+            await self._settled(self.committer.last_ticket)
+            await self._outbox.flush(_EVENTS_GRACE_SECONDS)
         self._is_open = False
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()

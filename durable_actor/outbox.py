@@ -42,6 +42,7 @@ class Outbox:
         self._sinks: dict[str, EventSink] = {}
         self._waiting: dict[str, deque[EventRow]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._away: set[str] = set()  # classes whose sink did not take the last batch
         self._committer: Committer | None = None
         self._is_stopped = False
         self.waiting = 0
@@ -81,9 +82,15 @@ class Outbox:
         self._wake(object_class)
 
     async def flush(self, timeout_seconds: float) -> None:
-        """Give what waits a chance to be delivered, before the host closes."""
-        if self._tasks:
-            await asyncio.wait(list(self._tasks.values()), timeout=timeout_seconds)
+        """Give what waits a chance to be delivered, before the host closes.
+
+        A sink that is away is not waited for.
+        """
+        under_way = [
+            task for name, task in self._tasks.items() if name not in self._away
+        ]
+        if under_way:
+            await asyncio.wait(under_way, timeout=timeout_seconds)
 
     async def stop(self) -> None:
         """Deliver no more; what waits is delivered by the next process."""
@@ -126,6 +133,7 @@ class Outbox:
                     if task is not None and task.cancelling():
                         raise  # the host is closing, or the loop is
                     failures += 1
+                    self._away.add(object_class)
                     self.failed_attempts += 1
                     delay_ms = self._backoff_ms(failures)
                     log.warning(
@@ -139,6 +147,7 @@ class Outbox:
                     await sleep_until(self._clock, self._clock.now_ms() + delay_ms)
                     continue
                 failures = 0
+                self._away.discard(object_class)
                 for _ in rows:
                     waiting.popleft()
                 self.waiting -= len(rows)

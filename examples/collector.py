@@ -30,7 +30,7 @@ from typing import Any
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
@@ -68,10 +68,13 @@ class Collector:
         if not self._is_welcome(request):
             return _refused(401, "the token is missing or wrong")
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > BODY_BYTES_MAX:
-                return _refused(413, f"more than {BODY_BYTES_MAX} bytes")
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > BODY_BYTES_MAX:
+                    return _refused(413, f"more than {BODY_BYTES_MAX} bytes")
+        except ClientDisconnect:
+            return _refused(400, "the sender has gone; it will send the batch again")
         try:
             batch = msgspec.json.decode(body, type=Batch)
         except msgspec.MsgspecError as error:

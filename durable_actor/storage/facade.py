@@ -163,13 +163,14 @@ class KeyValueStorage:
             ]
             for name, data in encoded:
                 self._overlay.put(name, data)
+            self._wrote(key)
         else:
             if value is UNSET:
                 message = "put takes a key and a value, or one mapping"
                 raise TypeError(message)
             check_key(key, limits)
             self._overlay.put(key, check_value(key, encode(value), limits))
-        self._owner.wrote()
+            self._wrote((key,))
         return _DONE
 
     @overload
@@ -186,7 +187,7 @@ class KeyValueStorage:
             if existed is None:
                 return _FALSE
             self._overlay.delete(key)
-            self._owner.wrote()
+            self._wrote((key,))
             return _TRUE if existed is not UNSET else self._existed([key], bool)
         return self._delete_many(key)
 
@@ -243,7 +244,7 @@ class KeyValueStorage:
         now_ms = self._owner.clock.now_ms()
         due_at_ms = max(instant_ms(when, now_ms=now_ms), now_ms)
         self._overlay.set_alarm(AlarmRow(due_at_ms, due_at_ms))
-        self._owner.wrote()
+        self._wrote(alarm=True)
         return _DONE
 
     def get_alarm(self) -> Awaitable[int | None]:
@@ -259,7 +260,7 @@ class KeyValueStorage:
         """Drop the alarm; inside its handler, also the retry."""
         self._check_open()
         self._overlay.set_alarm(None)
-        self._owner.wrote()
+        self._wrote(alarm=True)
         return _DONE
 
     setAlarm = set_alarm
@@ -268,6 +269,15 @@ class KeyValueStorage:
 
     def _check_open(self) -> None:
         """Refuse use after the end; storage itself never ends."""
+
+    def _wrote(self, keys: Iterable[str] = (), *, alarm: bool = False) -> None:
+        """Plan the end of the turn that wrote this."""
+        if self._overlay.is_in_transaction and self._is_beside_a_transaction():
+            self._overlay.outlast(keys, alarm=alarm)
+        self._owner.wrote()
+
+    def _is_beside_a_transaction(self) -> bool:
+        return is_beside_a_transaction(self._overlay)
 
     def _get_many(self, keys: Iterable[str]) -> Awaitable[dict[str, Any]]:
         self._check_open()
@@ -289,7 +299,7 @@ class KeyValueStorage:
         existed = sum(self._overlay.lookup(key) not in (None, UNSET) for key in wanted)
         for key in wanted:
             self._overlay.delete(key)
-        self._owner.wrote()
+        self._wrote(wanted)
         if unknown:
             return self._existed(unknown, lambda found: existed + found)
         return Ready(existed)
@@ -357,7 +367,13 @@ class DurableObjectStorage(KeyValueStorage):
         Raises:
             StorageError: It never will be; the object is reset.
         """
-        await self._owner.wait_durable(self._owner.end_turn())
+        if self._is_beside_a_transaction():
+            # Nothing is sealed before its end.
+            async with self._overlay.transaction_lock():
+                ticket = self._owner.end_turn()
+        else:
+            ticket = self._owner.end_turn()
+        await self._owner.wait_durable(ticket)
 
     async def transaction(
         self, callback: Callable[[DurableObjectTransaction], Awaitable[T]]
@@ -380,11 +396,7 @@ class DurableObjectStorage(KeyValueStorage):
             self._owner.release_input()
 
     def _open_transaction(self) -> DurableObjectTransaction | None:
-        """Return the innermost transaction the running code is in, if any is open."""
-        found = _current.get()
-        while found is not None and not found.belongs_to(self._overlay):
-            found = found.outer
-        return found
+        return _open_transaction(self._overlay)
 
     async def _transact(
         self,
@@ -453,10 +465,26 @@ class DurableObjectTransaction(KeyValueStorage):
             self._overlay.rollback()
         self._owner.wrote()
 
+    def _is_beside_a_transaction(self) -> bool:
+        return False  # whoever holds it writes in it
+
     def _check_open(self) -> None:
         if self._ended is not None:
             detail = f"the transaction was {self._ended}; use ctx.storage instead"
             raise TransactionClosedError("transaction", detail)
+
+
+def is_beside_a_transaction(overlay: Overlay) -> bool:
+    """Whether a transaction is open that the running code is no part of."""
+    return overlay.is_in_transaction and _open_transaction(overlay) is None
+
+
+def _open_transaction(overlay: Overlay) -> DurableObjectTransaction | None:
+    """Return the innermost transaction the running code is in, if any is open."""
+    found = _current.get()
+    while found is not None and not found.belongs_to(overlay):
+        found = found.outer
+    return found
 
 
 def _decoded(values: Mapping[str, Any]) -> dict[str, Any]:

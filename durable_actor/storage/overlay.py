@@ -325,6 +325,29 @@ class Overlay:
         attributes = self._attributes, self._row_unsealed
         self._undo.append(_Undo(self._events, attributes))
 
+    def outlast(
+        self,
+        keys: Iterable[str] = (),
+        *,
+        alarm: bool = False,
+        attributes: bool = False,
+        event: bytes | None = None,
+    ) -> None:
+        """Let what was just written survive the rollback of the open transactions.
+
+        For code that runs beside a transaction and is no part of it.
+        """
+        for undo in self._undo or ():
+            for key in keys:
+                undo.cache[key] = self._cache.get(key, _ABSENT)
+                undo.unsealed[key] = (self._unsealed or {}).get(key, _ABSENT)
+            if alarm:
+                undo.alarm = self._alarm, self._alarm_unsealed, self._alarm_running
+            if attributes:
+                undo.attributes = self._attributes, self._row_unsealed
+            if event is not None:
+                undo.events = [*(undo.events or ()), event]
+
     def commit(self) -> None:
         """End the innermost transaction and keep its writes."""
         assert self._undo, "commit without begin"

@@ -12,6 +12,7 @@ from durable_actor import (
     DurableObject,
     EncodeError,
     ObjectDeadlockError,
+    ObjectOverloadedError,
     interleave,
 )
 from durable_actor.testing import TestHost, open_test_host
@@ -101,6 +102,22 @@ async def test_a_call_along_its_own_chain_is_let_in(method: str, path: str) -> N
         await test.settle()
         assert call.done()
         assert await call == list(path)
+
+
+async def test_calls_that_never_end_calling_are_stopped() -> None:
+    class Endless(DurableObject):
+        async def count(self, depth: int) -> int:
+            name = "b" if self.ctx.id.name == "a" else "a"
+            stub: Endless = self.env.namespace(Endless).get_by_name(name)
+            try:
+                return await stub.count(depth + 1)
+            except ObjectOverloadedError:
+                return depth
+
+    async with open_test_host() as test:
+        depth = await test.host.namespace(Endless).get_by_name("a").count(0)
+        assert 100 < depth < 1_000
+        assert await node(test, "a").ping() == "a pong"
 
 
 async def test_two_chains_that_wait_for_each_other_are_told_so() -> None:

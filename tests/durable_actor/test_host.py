@@ -19,6 +19,7 @@ from durable_actor import (
     HostClosedError,
     HostMisuseError,
     ObjectResetError,
+    StorageFailedError,
     interleave,
 )
 from durable_actor.config import StorageConfig
@@ -248,6 +249,27 @@ async def test_everyone_in_flight_at_a_crash_is_told_that_nobody_knows() -> None
         errors = await results([running, queued])
         outcomes = [getattr(error, "outcome", None) for error in errors]
         assert outcomes == ["unknown", "not_executed"]
+
+
+async def test_a_storage_process_that_dies_stops_the_host() -> None:
+    async with open_test_host(driver="process") as test:
+        assert await worker(test).increment() == 1
+        disk = take_over(test.host)
+        disk.pause()
+        writing = asyncio.ensure_future(worker(test).increment())
+        await test.settle()
+        store: Any = test.host._store.driver
+        store._process.kill()
+        await store._process.wait()
+        disk.resume()
+        with pytest.raises(DurableActorError) as caught:
+            await writing
+        assert caught.value.outcome == "unknown"
+        await test.host.failed.wait()
+        with pytest.raises(StorageFailedError):
+            await worker(test, "b").increment()
+        await test.restart()
+        assert await worker(test).increment() == 2
 
 
 # -- use --------------------------------------------------------------------------
