@@ -805,8 +805,12 @@ class Activation:
         assert self._overlay is not None
         if self._kept is None:
             self._kept = _KeptReplies(self._host, self._overlay, self.id)
+        request_id = str(envelope.request_id)
+        if self._kept.is_under_way_in(request_id, envelope.chain):
+            detail = f"the call with request_id {request_id!r} would wait for itself"
+            raise self._about_me(ObjectDeadlockError, detail)
         return await self._kept.run(
-            str(envelope.request_id), lambda: self._invoke(envelope), self.wrote
+            request_id, lambda: self._invoke(envelope), self.wrote
         )
 
     def _invoke(self, envelope: Envelope) -> Awaitable[Any]:
@@ -1100,7 +1104,13 @@ class _KeptReplies:
         self._overlay = overlay
         self._id = object_id
         self._known: dict[str, ReplyRow] | None = None
-        self._under_way: dict[str, asyncio.Future[None]] = {}
+        # Until when, and in which delivery.
+        self._under_way: dict[str, tuple[asyncio.Future[None], int]] = {}
+
+    def is_under_way_in(self, request_id: str, chain: tuple[int, ...]) -> bool:
+        """Whether one of these deliveries runs the call with this identity."""
+        under_way = self._under_way.get(request_id)
+        return under_way is not None and under_way[1] in chain
 
     async def run(
         self,
@@ -1108,15 +1118,17 @@ class _KeptReplies:
         call: Callable[[], Awaitable[Any]],
         wrote: Callable[[], None],
     ) -> Any:
-        while request_id in self._under_way:
-            await asyncio.wait([self._under_way[request_id]])
         known = self._known if self._known is not None else await self._load()
+        while request_id in self._under_way:
+            await asyncio.wait([self._under_way[request_id][0]])
         now_ms = self._host.clock.now_ms()
         kept = known.get(request_id)
         if kept is not None and kept.expires_at_ms > now_ms:
             return _open_reply(kept.reply)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._under_way[request_id] = done
+        delivery = current_delivery.get()
+        assert delivery is not None, "a call runs in a delivery"
+        self._under_way[request_id] = (done, delivery.number)
         try:
             return await self._run_and_keep(request_id, call, wrote, known)
         finally:

@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Protocol, TypeAlias
 
 from durable_actor.errors import InvalidTimeError
@@ -179,7 +180,12 @@ def instant_ms(value: Instant, *, now_ms: int) -> int:
     if isinstance(value, timedelta):
         ms = now_ms + math.ceil(value / timedelta(milliseconds=1))
     elif isinstance(value, datetime):
-        ms = math.ceil((value.astimezone(UTC) - _EPOCH) / timedelta(milliseconds=1))
+        try:
+            since_epoch = value.astimezone(UTC) - _EPOCH
+        except (OverflowError, ValueError) as error:  # at the ends of the calendar
+            message = f"the time {value!r} is not between 1970 and the year 9999"
+            raise InvalidTimeError(message) from error
+        ms = math.ceil(since_epoch / timedelta(milliseconds=1))
     elif isinstance(value, bool) or not isinstance(value, int):
         raise InvalidTimeError(_not_a("time", value, "datetime, timedelta"))
     else:
@@ -204,7 +210,7 @@ def _parse_duration(text: str) -> int:
         amount, unit = match[1], match[2].lower()
         scale = _UNITS_MS.get(unit) or _UNITS_MS.get(unit.removesuffix("s"))
         if scale:
-            return math.ceil(float(amount) * scale)
+            return math.ceil(Decimal(amount) * scale)
     raise InvalidTimeError(_not_a("duration", text, '"10 seconds", "1 hour"'))
 
 

@@ -19,10 +19,11 @@ def _parse(text: str) -> dict[str, int]:
     for part in filter(None, text.split(",")):
         name, _, action = part.partition("=")
         verb, _, count = action.partition("@")
-        if verb != "kill":
+        pass_number = int(count) if count.isdecimal() else 0 if count else 1
+        if not name or verb != "kill" or pass_number < 1:
             message = f"{_VARIABLE}: {part!r} is not name=kill or name=kill@N"
             raise ValueError(message)
-        armed[name] = int(count or 1)
+        armed[name] = pass_number
     return armed
 
 

@@ -122,6 +122,12 @@ class HostStats:
     events_delivered: int
     events_dropped: int
     epoch: int
+    # Sampled every 15 seconds; 0 before the first sample.
+    objects_stored: int = 0
+    alarms_stored: int = 0
+    database_bytes: int = 0
+    wal_bytes: int = 0
+    log_rows: int = 0
 
 
 class Host:
@@ -188,6 +194,7 @@ class Host:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         self.recurring = Recurring()
+        self._sizes: Mapping[str, int] = {}  # of storage, sampled now and then
         self._store: Store
         self.driver: ShardDriver
         self.committer: Committer
@@ -257,6 +264,7 @@ class Host:
             raise
         self._wheel.start()
         self.recurring.add("expire replies", Every("1 hour"), self.expire_replies)
+        self.recurring.add("sample storage", Every("15 seconds"), self.sample_storage)
         self.recurring.start()
         log.info(
             "host.opened",
@@ -584,7 +592,17 @@ class Host:
             events_delivered=self._outbox.delivered,
             events_dropped=counters.events_dropped,
             epoch=self.epoch,
+            objects_stored=self._sizes.get("objects", 0),
+            alarms_stored=self._sizes.get("alarms", 0),
+            database_bytes=self._sizes.get("database_bytes", 0),
+            wal_bytes=self._sizes.get("wal_bytes", 0),
+            log_rows=self._sizes.get("log_rows", 0),
         )
+
+    async def sample_storage(self) -> None:
+        """Bring the sizes of storage in `stats` up to date; done every 15 seconds."""
+        if self._is_open and self.failure is None:
+            self._sizes = await self.storage_status()
 
     async def storage_status(self) -> Mapping[str, int]:
         """Return the sizes of the shard: bytes, rows, checkpoints."""

@@ -36,6 +36,11 @@ _GAUGES: Final[Mapping[str, tuple[str, str]]] = {
         "durable_outbox_waiting_events",
         "Events on their way to a sink.",
     ),
+    "objects_stored": ("durable_objects_stored", "Objects on disk, sampled."),
+    "alarms_stored": ("durable_alarms_stored", "Alarms on disk, sampled."),
+    "database_bytes": ("durable_storage_bytes", "Size of the database, sampled."),
+    "wal_bytes": ("durable_wal_bytes", "Size of the write-ahead log, sampled."),
+    "log_rows": ("durable_log_rows", "Groups not folded into the tables, sampled."),
     "epoch": ("durable_epoch", "How often the data directory has been opened."),
 }
 _COUNTERS: Final[Mapping[str, tuple[str, str]]] = {

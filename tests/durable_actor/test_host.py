@@ -423,3 +423,21 @@ async def test_numbers_tell_what_the_host_has_done() -> None:
         status = await test.host.storage_status()
         assert status["objects"] <= 1
         assert status["database_bytes"] > 0
+
+
+class Noting(DurableObject):
+    async def note(self) -> None:
+        self.ctx.storage.put("noted", True)
+
+
+async def test_statistics_tell_the_sizes_of_storage_once_they_were_sampled() -> None:
+    async with open_test_host() as test:
+        await test.host.namespace(Noting).get_by_name("a").note()
+        before = test.host.stats()
+        await test.host.committer.fold()
+        await test.host.sample_storage()
+        after = test.host.stats()
+
+    assert before.objects_stored == 0
+    assert after.objects_stored == 1
+    assert after.database_bytes > 0

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from durable_actor import Config, DurableObject, StorageFullError
+from durable_actor import (
+    Config,
+    DurableObject,
+    ObjectDeadlockError,
+    StorageFullError,
+)
 from durable_actor.config import StorageConfig
 from durable_actor.storage.store import DriverKind
 from durable_actor.testing import TestHost, open_test_host
@@ -114,13 +119,34 @@ async def test_an_answer_that_cannot_cross_is_kept_as_its_error() -> None:
 async def test_the_same_call_sent_twice_at_once_runs_once() -> None:
     scene = Scene()
     async with open_test_host(env={"scene": scene}) as test:
-        gated = test.host.namespace(GatedTill).get_by_name("a", request_id="r1")
+        namespace = test.host.namespace(GatedTill)
+        await namespace.get_by_name("a", request_id="r0").pay(0)
+        await test.host.evict(namespace.id_from_name("a"))  # to be read from the disk
+        gated = namespace.get_by_name("a", request_id="r1")
         calls = [asyncio.ensure_future(gated.pay_slowly(5)) for _ in range(3)]
         await test.settle()
         assert scene.log == ["paying"]
         scene.open("paying")
         assert await asyncio.gather(*calls) == [5, 5, 5]
         assert scene.log == ["paying"]
+
+
+async def test_a_call_that_sends_itself_again_is_told_that_it_would_wait() -> None:
+    class Recursive(Till):
+        async def pay_again(self) -> int:
+            namespace = self.env.namespace(Recursive)
+            again = namespace.get(self.ctx.id, request_id="r1")
+            return int(await again.pay_again())
+
+    async with open_test_host() as test:
+        namespace = test.host.namespace(Recursive)
+        call = asyncio.ensure_future(
+            namespace.get_by_name("a", request_id="r1").pay_again()
+        )
+        await test.settle()
+        assert call.done()
+        with pytest.raises(ObjectDeadlockError, match="r1"):
+            await call
 
 
 async def test_a_repeat_of_a_call_that_was_lost_runs_again() -> None:

@@ -58,8 +58,9 @@ async def _post(run: str, number: int) -> str:
     return word
 
 
-# A life of the process is shorter than the usual delay, and no run is to blame for the
-# kills.
+# No run is to blame for the kills, and a life of the process is shorter than the usual
+# delays: what is interrupted has to go on soon, and as often as it takes.
 Workflows, WorkflowClient = create_durable_workflows(
-    {"note": note}, recovery=Recovery(delay=20, max_attempts=10_000)
+    {"note": note},
+    recovery=Recovery(delay=20, stale_threshold=100, max_attempts=10_000),
 )
