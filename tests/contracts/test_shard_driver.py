@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 
@@ -96,8 +96,8 @@ async def test_what_was_committed_is_folded_read_and_found_again(
         keys=dict(keys),
         row=row,
         alarm=AlarmRow(5, 4, 3, 2),
-        events=[event],
-        replies=[reply],
+        events=(event,),
+        replies=(reply,),
     )
 
     async def check(shard: ShardDriver) -> None:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durable_actor import clock as clock_module
 from durable_actor.clock import (
     TIME_MS_MAX,
     Clock,
@@ -156,7 +155,7 @@ class Wall:
         self.ms = START_MS
         self.timers: list[tuple[float, Any]] = []
         monkeypatch.setattr(
-            clock_module.time, "time_ns", lambda: self.ms * 1_000_000
+            "durable_actor.clock.time.time_ns", lambda: self.ms * 1_000_000
         )
         loop = asyncio.get_running_loop()
         monkeypatch.setattr(

@@ -49,7 +49,8 @@ def test_an_id_is_read_back_from_its_text(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "0" * 63, "0" * 65, "g" * 64, " " * 64, "٠" * 64, "0x" * 32, None, 5]
+    "text",
+    ["", "a", "0" * 63, "0" * 65, "g" * 64, " " * 64, "٠" * 64, "0x" * 32, None, 5],
 )
 def test_what_is_not_64_hex_digits_is_invalid(text: Any) -> None:
     with pytest.raises(InvalidIdError, match="must be 64 hex digits"):
@@ -108,7 +109,8 @@ def test_a_name_that_is_none_is_refused(name: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "../../etc/passwd", "%s", "{0}", "a'; DROP TABLE kv", "\n", " a ", "Ａ"]
+    "name",
+    ["", "../../etc/passwd", "%s", "{0}", "a'; DROP TABLE kv", "\n", " a ", "Ａ"],
 )
 def test_a_name_is_only_a_name(name: str) -> None:
     found = SPACE.from_name(name)

@@ -67,7 +67,8 @@ async def test_taking_all_empties_the_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("waiting", "is_refused"), [(0, False), (1, False), (2, False), (3, True), (4, True)]
+    ("waiting", "is_refused"),
+    [(0, False), (1, False), (2, False), (3, True), (4, True)],
 )
 async def test_events_are_bounded(waiting: int, is_refused: bool) -> None:
     refusal = (await filled(waiting)).refusal(0, 0.0)
@@ -100,7 +101,7 @@ async def test_age_is_bounded(now: float, is_refused: bool) -> None:
 
 
 async def test_an_empty_line_takes_any_event() -> None:
-    """Whatever is larger than the bound was refused at the edge, or never can be sent."""
+    """What is larger than the bound was refused at the edge, or never can be sent."""
     assert Mailbox(BOUNDS).refusal(1_000_000, 0.0) is None
 
 
@@ -114,7 +115,9 @@ async def test_the_age_is_that_of_the_oldest_who_waits() -> None:
     assert mailbox.refusal(0, 5.5) is None
 
 
-@given(steps=st.lists(st.sampled_from(["put", "take", "leave", "take_all"]), max_size=40))
+@given(
+    steps=st.lists(st.sampled_from(["put", "take", "leave", "take_all"]), max_size=40)
+)
 async def test_the_line_counts_right_whatever_happens(steps: list[str]) -> None:
     mailbox, line = Mailbox(BOUNDS), list[Envelope]()
     for number, step in enumerate(steps):

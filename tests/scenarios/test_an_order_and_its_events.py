@@ -16,7 +16,7 @@ from durable_actor import connect
 from examples import order_processing
 from tests.durable_actor.daemon.process import ROOT, Daemon
 
-SECRET = "tracker-secret"  # noqa: S105  # of this test's own collector
+SECRET = "tracker-secret"  # of this test's own collector
 
 
 @pytest.fixture

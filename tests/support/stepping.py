@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from durable_actor.storage.ports import Group, Opened, Query, ShardDriver
 
@@ -20,13 +20,14 @@ Edge = Literal[
 
 
 class SteppingDriver:
-    """Stands before a driver. An edge that is held stops every call that comes to it."""
+    """Stands before a driver. An edge that is held stops the calls that come to it."""
 
     def __init__(self, driver: ShardDriver) -> None:
         self.driver = driver
         self.groups: list[Group] = []  # as they were asked for, committed or not
-        self.reads: list[Query[object]] = []
-        # The next commits or folds end like this, without reaching the disk; None: well.
+        self.reads: list[Query[Any]] = []
+        # The next commits or folds end like this, without reaching the disk; None:
+        # well.
         self.commit_errors: deque[BaseException | None] = deque()
         self.fold_errors: deque[BaseException | None] = deque()
         self._held: dict[Edge, asyncio.Event] = {}

@@ -30,13 +30,20 @@ seals = st.builds(
     deleted=st.booleans(),
     row=st.none()
     | st.builds(
-        ObjectRow, data, texts, st.none() | texts, numbers, numbers,
+        ObjectRow,
+        data,
+        texts,
+        st.none() | texts,
+        numbers,
+        numbers,
         st.dictionaries(texts, texts, max_size=3),
     ),
     alarm=st.just(UNSET)
     | st.none()
     | st.builds(AlarmRow, numbers, numbers, numbers, numbers),
-    events=st.lists(st.builds(EventRow, numbers, data, texts, data), max_size=2).map(tuple),
+    events=st.lists(st.builds(EventRow, numbers, data, texts, data), max_size=2).map(
+        tuple
+    ),
     replies=st.lists(st.builds(ReplyRow, texts, data, numbers), max_size=2).map(tuple),
     delivered=st.lists(numbers, max_size=3).map(tuple),
 )

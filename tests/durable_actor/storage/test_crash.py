@@ -1,4 +1,4 @@
-"""Killed at any of the named points, the store has what it acknowledged, in whole turns."""
+"""Killed at any named point, the store has what it acknowledged, in whole turns."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ async def turns_in(directory: Path) -> list[int]:
     shard = await Shard.open(shard_options(directory))
     turns: list[int] = []
     for num in range(1, OBJECTS + 1):
-        keys = dict(await shard.read(ReadRange(num, "", None, 1_000, False)))
+        rows = await shard.read(ReadRange(num, "", None, 1_000, False))
+        keys = dict(rows)
         mine = sorted(int(key[5:]) for key in keys if key.startswith("turn "))
         assert all(keys[f"turn {turn}"] == b"%d" % turn for turn in mine)
         newest = b"%d" % mine[-1] if mine else None

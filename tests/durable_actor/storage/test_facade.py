@@ -6,7 +6,7 @@ import asyncio
 import gc
 import inspect
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from durable_actor.errors import (
     StorageLimitError,
     TransactionClosedError,
 )
-from durable_actor.storage import kv, overlay as overlay_module, shard as shard_module
+from durable_actor.storage import kv
+from durable_actor.storage import overlay as overlay_module
+from durable_actor.storage import shard as shard_module
 from durable_actor.storage.facade import (
     DurableObjectStorage,
     DurableObjectTransaction,
@@ -474,7 +476,7 @@ async def test_keys_values_and_batches_have_bounds(owner: Owner, extra: int) -> 
     around_bytes = len(encode(bytes(70_000))) - 70_000
     value = bytes(limits.value_bytes_max - around_bytes + extra)
     batch = {f"{n}": n for n in range(limits.batch_entries_max + extra)}
-    attempts = [
+    attempts: list[Callable[[], Awaitable[Any]]] = [
         lambda: owner.storage.put(key, 1),
         lambda: owner.storage.get(wide_key),
         lambda: owner.storage.delete(key),
@@ -504,11 +506,12 @@ async def test_a_mapping_is_put_whole_or_not_at_all(owner: Owner) -> None:
 
 @pytest.mark.parametrize("wrong", [1, None, b"a", ("a",)])
 async def test_a_key_is_text(owner: Owner, wrong: Any) -> None:
+    prefix: Any = 1 if wrong is None else wrong
     for attempt in (
         lambda: owner.storage.put({wrong: 1}),
         lambda: owner.storage.get([wrong]),
         lambda: owner.storage.delete([wrong]),
-        lambda: owner.storage.list(prefix=wrong if wrong is not None else 1),
+        lambda: owner.storage.list(prefix=prefix),
     ):
         with pytest.raises(TypeError):
             attempt()

@@ -105,7 +105,12 @@ class Disk:
         return {
             "object": {
                 row[0]: ObjectRow(
-                    *row[1:6], msgspec.json.decode(row[6], type=dict[str, str])
+                    row[1],
+                    row[2],
+                    row[3],
+                    row[4],
+                    row[5],
+                    msgspec.json.decode(row[6], type=dict[str, str]),
                 )
                 for row in rows("SELECT * FROM object")
             },
@@ -176,8 +181,8 @@ def seals(turns: Iterable[dict[str, Any]]) -> list[Seal]:
                 cleared=turn["cleared"],
                 row=row,
                 alarm=turn["alarm"],
-                events=events,
-                replies=turn["replies"],
+                events=tuple(events),
+                replies=tuple(turn["replies"]),
             )
         )
         if turn["delivers"] and waiting:

@@ -294,10 +294,10 @@ async def test_the_ticket_of_the_alarm_is_that_of_the_turn_that_changed_it(
     owner: Owner,
 ) -> None:
     overlay = owner.overlay
-    for change in (lambda: overlay.set_alarm(ALARM), lambda: overlay.set_alarm(None)):
+    for alarm in (ALARM, None):
         overlay.put("a", encode(1))
         owner.end_turn()
-        change()
+        overlay.set_alarm(alarm)
         assert owner.end_turn() == overlay.alarm_ticket == overlay.ticket
         overlay.put("a", encode(2))
         owner.end_turn()

@@ -78,9 +78,7 @@ def test_with_fewer_syncs_something_is_lost(
     shim: Path, directory: Path, synchronous: str
 ) -> None:
     """The controls: if nothing is lost here, the test above sees nothing either."""
-    points = sweep(
-        shim, directory, how="power", synchronous=synchronous, step=step(18)
-    )
+    points = sweep(shim, directory, how="power", synchronous=synchronous, step=step(18))
 
     assert any(point.lost for point in points)
 

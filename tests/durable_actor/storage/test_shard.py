@@ -22,7 +22,8 @@ from durable_actor.errors import (
     StorageFailedError,
     StorageFullError,
 )
-from durable_actor.storage import fold, shard as shard_module
+from durable_actor.storage import fold
+from durable_actor.storage import shard as shard_module
 from durable_actor.storage.batch import AlarmRow, EventRow, ReplyRow, Seal
 from durable_actor.storage.ports import (
     ExpireReplies,
