@@ -805,7 +805,8 @@ class Activation:
         assert self._overlay is not None
         if self._kept is None:
             self._kept = _KeptReplies(self._host, self._overlay, self.id)
-        request_id = str(envelope.request_id)
+        # A stub that was made with an identity may be used for several methods.
+        request_id = f"{envelope.label}:{envelope.request_id}"
         if self._kept.is_under_way_in(request_id, envelope.chain):
             detail = f"the call with request_id {request_id!r} would wait for itself"
             raise self._about_me(ObjectDeadlockError, detail)

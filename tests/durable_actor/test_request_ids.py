@@ -214,3 +214,20 @@ async def test_an_identity_that_cannot_be_kept_is_refused(request_id: str) -> No
             await till(test, request_id).pay(5)
         assert await till(test).total() == 0
         assert test.host.state == "ok"
+
+
+class TwoMethods(DurableObject):
+    async def left(self) -> str:
+        return "left"
+
+    async def right(self) -> str:
+        return "right"
+
+
+async def test_the_same_id_for_another_method_is_another_call() -> None:
+    async with open_test_host() as test:
+        namespace = test.host.namespace(TwoMethods)
+        stub = namespace.get_by_name("a", request_id="same")
+        assert await stub.left() == "left"
+        assert await stub.right() == "right"
+        assert await stub.left() == "left"
