@@ -21,6 +21,7 @@ from durable_actor.clock import (
 )
 from durable_actor.codec import convert_arguments, decode, encode, register, to_json
 from durable_actor.config import Config, load_config
+from durable_actor.directory import HostStats, ObjectEntry, ObjectPage
 from durable_actor.entrypoints import DurableObject, interleave
 from durable_actor.env import Env
 from durable_actor.errors import (
@@ -53,7 +54,7 @@ from durable_actor.errors import (
     TransportError,
     UnauthorizedError,
 )
-from durable_actor.host import Host, HostStats, ObjectEntry, ObjectPage
+from durable_actor.host import Host
 from durable_actor.ids import ObjectId
 from durable_actor.log import get_logger
 from durable_actor.namespace import DurableObjectNamespace, DurableObjectStub

@@ -35,7 +35,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import msgspec
 
 from durable_actor.clock import Clock, deadline
-from durable_actor.codec import clone, decode, dumps_error, encode, loads_error
+from durable_actor.codec import clone
 from durable_actor.entrypoints import ClassInfo, DurableObject
 from durable_actor.env import Env
 from durable_actor.errors import (
@@ -53,10 +53,11 @@ from durable_actor.gates import InputGate, OutputGate
 from durable_actor.ids import ObjectId
 from durable_actor.log import get_logger
 from durable_actor.mailbox import Envelope, Mailbox, MailboxBounds
+from durable_actor.replies import KeptReplies, KeptRepliesLimits
 from durable_actor.rpc import AlarmInfo
 from durable_actor.signals import Abort
 from durable_actor.state import DurableObjectState
-from durable_actor.storage.batch import AlarmRow, ReplyRow
+from durable_actor.storage.batch import AlarmRow
 from durable_actor.storage.committer import Committer
 from durable_actor.storage.facade import (
     DurableObjectStorage,
@@ -64,7 +65,7 @@ from durable_actor.storage.facade import (
 )
 from durable_actor.storage.kv import KeyValueLimits, LargeObject
 from durable_actor.storage.overlay import Overlay, settle
-from durable_actor.storage.ports import ReadReplies, ShardDriver
+from durable_actor.storage.ports import ShardDriver
 
 T = TypeVar("T")
 
@@ -105,8 +106,7 @@ class ActivationSettings:
     constructor_timeout_ms: int = 30_000
     alarm_retry_limit: int = 6
     alarm_retry_base_ms: int = 2_000
-    reply_ttl_ms: int = 24 * 3_600_000
-    replies_max: int = 10_000
+    replies: KeptRepliesLimits = field(default_factory=KeptRepliesLimits)
 
 
 @dataclass(slots=True)
@@ -259,7 +259,7 @@ class Activation:
         self._tasks: set[asyncio.Task[Any]] | None = None
         self._background: set[asyncio.Future[Any]] | None = None
         self._blocking: list[_Block] | None = None
-        self._kept: _KeptReplies | None = None
+        self._kept: KeptReplies | None = None
         self._alarm_is_queued = False
         self._events_reserved = 0  # room taken in the outbox by what is not sealed
         self._turn_is_planned = False
@@ -804,14 +804,27 @@ class Activation:
         """Run a call that has an identity, unless its answer is known already."""
         assert self._overlay is not None
         if self._kept is None:
-            self._kept = _KeptReplies(self._host, self._overlay, self.id)
+            host = self._host
+            self._kept = KeptReplies(
+                host.committer,
+                host.driver,
+                host.clock,
+                self._overlay,
+                self.id,
+                limits=host.settings.replies,
+            )
         # A stub that was made with an identity may be used for several methods.
         request_id = f"{envelope.label}:{envelope.request_id}"
         if self._kept.is_under_way_in(request_id, envelope.chain):
             detail = f"the call with request_id {request_id!r} would wait for itself"
             raise self._about_me(ObjectDeadlockError, detail)
+        delivery = current_delivery.get()
+        assert delivery is not None, "a call runs in a delivery"
         return await self._kept.run(
-            request_id, lambda: self._invoke(envelope), self.wrote
+            request_id,
+            lambda: self._invoke(envelope),
+            self.wrote,
+            delivery=delivery.number,
         )
 
     def _invoke(self, envelope: Envelope) -> Awaitable[Any]:
@@ -1088,100 +1101,6 @@ def _is_cancelled() -> bool:
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-class _KeptReplies:
-    """The answers to calls with an identity, so that a repeat does not run again (G6).
-
-    A reply is kept in the seal of the turn that made it: both are durable, or neither.
-    """
-
-    __slots__ = ("_host", "_id", "_known", "_overlay", "_under_way")
-
-    def __init__(
-        self, host: Surroundings, overlay: Overlay, object_id: ObjectId
-    ) -> None:
-        self._host = host
-        self._overlay = overlay
-        self._id = object_id
-        self._known: dict[str, ReplyRow] | None = None
-        # Until when, and in which delivery.
-        self._under_way: dict[str, tuple[asyncio.Future[None], int]] = {}
-
-    def is_under_way_in(self, request_id: str, chain: tuple[int, ...]) -> bool:
-        """Whether one of these deliveries runs the call with this identity."""
-        under_way = self._under_way.get(request_id)
-        return under_way is not None and under_way[1] in chain
-
-    async def run(
-        self,
-        request_id: str,
-        call: Callable[[], Awaitable[Any]],
-        wrote: Callable[[], None],
-    ) -> Any:
-        known = self._known if self._known is not None else await self._load()
-        while request_id in self._under_way:
-            await asyncio.wait([self._under_way[request_id][0]])
-        now_ms = self._host.clock.now_ms()
-        kept = known.get(request_id)
-        if kept is not None and kept.expires_at_ms > now_ms:
-            return _open_reply(kept.reply)
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        delivery = current_delivery.get()
-        assert delivery is not None, "a call runs in a delivery"
-        self._under_way[request_id] = (done, delivery.number)
-        try:
-            return await self._run_and_keep(request_id, call, wrote, known)
-        finally:
-            del self._under_way[request_id]
-            done.set_result(None)
-
-    async def _run_and_keep(
-        self,
-        request_id: str,
-        call: Callable[[], Awaitable[Any]],
-        wrote: Callable[[], None],
-        known: dict[str, ReplyRow],
-    ) -> Any:
-        settings = self._host.settings
-        raised: Exception | None = None
-        called = call()  # arguments that do not fit are not kept
-        try:
-            result = await called
-            reply = b"\x01" + encode(result)
-        except Exception as error:  # noqa: BLE001  # kept, and raised again below
-            raised = error
-            reply = b"\x00" + dumps_error(error, include_traceback=False)
-        row = ReplyRow(
-            request_id, reply, self._host.clock.now_ms() + settings.reply_ttl_ms
-        )
-        self._overlay.keep_reply(row)
-        wrote()
-        known[request_id] = row
-        if len(known) > settings.replies_max:
-            del known[next(iter(known))]
-        if raised is not None:
-            raise raised
-        return decode(reply[1:])
-
-    async def _load(self) -> dict[str, ReplyRow]:
-        found: dict[str, ReplyRow] = {}
-        if self._overlay.num:
-            before = self._host.committer.pending(self._id.raw)
-            rows = await self._host.driver.read(ReadReplies(self._overlay.num))
-            found = {row.request_id: row for row in rows}
-            for change in (before, self._host.committer.pending(self._id.raw)):
-                if change is not None:
-                    found |= {row.request_id: row for row in change.replies or ()}
-        if self._known is None:
-            self._known = found
-        return self._known
-
-
-def _open_reply(reply: bytes) -> Any:
-    if reply[:1] == b"\x01":
-        return decode(reply[1:])
-    raise loads_error(reply[1:])
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

@@ -15,7 +15,6 @@ import contextvars
 import os
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -32,6 +31,13 @@ from durable_actor.alarms import AlarmWheel
 from durable_actor.clock import Clock, SystemClock, Timer, deadline
 from durable_actor.codec import clone
 from durable_actor.config import Config
+from durable_actor.directory import (
+    HostStats,
+    ObjectEntry,
+    ObjectPage,
+    make_cursor,
+    open_cursor,
+)
 from durable_actor.entrypoints import ClassInfo, DurableObject
 from durable_actor.env import Env
 from durable_actor.errors import (
@@ -50,6 +56,7 @@ from durable_actor.mailbox import Envelope, MailboxBounds
 from durable_actor.namespace import DurableObjectNamespace
 from durable_actor.outbox import Outbox
 from durable_actor.recurring import Every, Recurring
+from durable_actor.replies import KeptRepliesLimits
 from durable_actor.rpc import CallOptions
 from durable_actor.storage.batch import AlarmRow, Seal
 from durable_actor.storage.committer import Committer
@@ -74,60 +81,6 @@ _CANCEL_SECONDS = 2.0  # what was cancelled has so long to clean up
 _SWEEP_PARTS = 4  # looks for idle objects so often in the time they may idle
 
 log = get_logger("durable_actor.host")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectEntry:
-    """One object in the directory. Sizes in bytes, times in epoch milliseconds."""
-
-    object_class: str
-    name: str | None
-    id: str
-    created_at_ms: int
-    used_at_ms: int
-    size_bytes: int
-    alarm_at_ms: int | None
-    attributes: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectPage:
-    """Some objects in order, and where to go on; `cursor` None: that was all."""
-
-    objects: list[ObjectEntry]
-    cursor: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostStats:
-    """Counters since the start, and sizes now. Sizes in bytes."""
-
-    objects_resident: int
-    objects_waiting_events: int
-    mailbox_depth_max: int
-    cached_bytes: int
-    calls: int
-    calls_failed: int
-    shed: int
-    activated: int
-    reset: int
-    alarms_delivered: int
-    alarms_failed: int
-    alarms_abandoned: int
-    alarms_near: int
-    groups_committed: int
-    turns_committed: int
-    durable_ticket: int
-    events_waiting: int
-    events_delivered: int
-    events_dropped: int
-    epoch: int
-    # Sampled every 15 seconds; 0 before the first sample.
-    objects_stored: int = 0
-    alarms_stored: int = 0
-    database_bytes: int = 0
-    wal_bytes: int = 0
-    log_rows: int = 0
 
 
 class Host:
@@ -518,7 +471,7 @@ class Host:
         await self.committer.fold()
         rows = await self.driver.read(
             ReadDirectory(
-                object_class, prefix, dict(where or {}), _open_cursor(cursor), limit + 1
+                object_class, prefix, dict(where or {}), open_cursor(cursor), limit + 1
             )
         )
         entries = [
@@ -536,7 +489,7 @@ class Host:
         ]
         more = len(rows) > limit
         return ObjectPage(
-            objects=entries, cursor=_make_cursor(entries[-1]) if more else None
+            objects=entries, cursor=make_cursor(entries[-1]) if more else None
         )
 
     async def delete(self, object_id: ObjectId) -> bool:
@@ -841,8 +794,9 @@ def _settings(config: Config) -> ActivationSettings:
         constructor_timeout_ms=objects.constructor_timeout_ms,
         alarm_retry_limit=alarms.retry_limit,
         alarm_retry_base_ms=alarms.retry_base_ms,
-        reply_ttl_ms=storage.reply_ttl_ms,
-        replies_max=storage.replies_per_object_max,
+        replies=KeptRepliesLimits(
+            ttl_ms=storage.reply_ttl_ms, replies_max=storage.replies_per_object_max
+        ),
     )
 
 
@@ -856,19 +810,3 @@ def _check_request_id(request_id: str) -> str:
         )
         raise ValueError(message)
     return request_id
-
-
-def _make_cursor(entry: ObjectEntry) -> str:
-    text = f"{entry.object_class}\x00{entry.id}\x00{entry.name or ''}"
-    return text.encode().hex()
-
-
-def _open_cursor(cursor: str | None) -> tuple[str, str, bytes] | None:
-    if cursor is None:
-        return None
-    try:
-        object_class, raw, name = bytes.fromhex(cursor).decode().split("\x00", 2)
-        return object_class, name, bytes.fromhex(raw)
-    except ValueError:
-        message = f"{cursor!r} is not a cursor; take it from the page before"
-        raise ValueError(message) from None

@@ -35,9 +35,7 @@ def run(armed: str) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("armed", "ended", "passes"),
     [
-        ("", 0, 5),
-        ("other=kill", 0, 5),
-        ("one=kill@6", 0, 5),
+        ("other=kill,one=kill@6", 0, 5),
         ("one=kill", -signal.SIGKILL, 1),
         ("one=kill@3", -signal.SIGKILL, 3),
         ("one=kill@5,two=kill@2", -signal.SIGKILL, 2),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from durable_actor.daemon import metrics
 from durable_actor.daemon.metrics import make_metrics
+from durable_actor.directory import HostStats
 from durable_actor.entrypoints import DurableObject
-from durable_actor.host import Host, HostStats
+from durable_actor.host import Host
 
 
 class Till(DurableObject):

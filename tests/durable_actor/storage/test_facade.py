@@ -289,7 +289,7 @@ class Machine:
 
 @pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 @settings(
-    max_examples=110,
+    max_examples=100,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(before=entries, steps=st.lists(all_steps, min_size=15, max_size=40))

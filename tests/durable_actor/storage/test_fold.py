@@ -190,7 +190,7 @@ def seals(turns: Iterable[dict[str, Any]]) -> list[Seal]:
     return result
 
 
-@settings(max_examples=250)
+@settings(max_examples=120)
 @given(
     turns=st.lists(turns, max_size=25),
     plan=st.lists(st.tuples(st.integers(1, 8), st.none() | st.integers(0, 6))),
@@ -219,7 +219,7 @@ def test_any_turns_folded_in_any_parts_with_any_crashes_give_the_same_tables(
     assert disk.tables == model.tables
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(turns=st.lists(turns, max_size=20))
 def test_folding_twice_is_the_same_as_once(turns: list[dict[str, Any]]) -> None:
     disk = Disk()
@@ -232,7 +232,7 @@ def test_folding_twice_is_the_same_as_once(turns: list[dict[str, Any]]) -> None:
     assert disk.tables == once
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(turns=st.lists(turns, max_size=20), cut=st.integers(0, 20))
 def test_a_change_laid_over_another_is_the_change_of_both(
     turns: list[dict[str, Any]], cut: int

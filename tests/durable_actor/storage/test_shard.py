@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,10 @@ async def test_what_is_no_database_is_refused_with_an_error_of_ours(
 
     with pytest.raises(StorageFailedError, match="open"):
         await Shard.open(shard_options(tmp_path))
+    # aiosqlite ends its thread by itself then; it still talks to this loop.
+    for thread in threading.enumerate():
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join)
 
 
 # -- damage -------------------------------------------------------------------
