@@ -139,6 +139,9 @@ class Surroundings(Protocol):
     def plan_turn_end(self, activation: Activation) -> None:
         """Call `turn_ended` once the running step is over."""
 
+    def plan_drain(self, activation: Activation) -> None:
+        """Call `drain` in a task that runs nothing else meanwhile."""
+
     def forget(self, activation: Activation) -> None:
         """The activation is broken: let the next event start another one."""
 
@@ -161,25 +164,21 @@ class Surroundings(Protocol):
         """Give room back: these events are in the outbox now, or are lost."""
 
 
-class Delivery:
+class Delivery(msgspec.Struct, eq=False):
     """One event while it runs. Tasks that the handler starts belong to it as well."""
 
-    __slots__ = ("activation", "awaits", "chain", "label", "number", "task")
+    activation: Activation
+    label: str
+    before: tuple[int, ...]  # the deliveries that wait for this one
+    task: asyncio.Task[Any] | None
+    number: int = msgspec.field(default_factory=_delivery_numbers.__next__)
+    # What the handler itself awaits, and where, for finding deadlocks.
+    awaits: tuple[Activation, Envelope] | None = None
 
-    def __init__(
-        self,
-        activation: Activation,
-        label: str,
-        chain: tuple[int, ...],
-        task: asyncio.Task[Any] | None,
-    ) -> None:
-        self.activation = activation
-        self.label = label
-        self.number = next(_delivery_numbers)
-        self.chain = (*chain, self.number)
-        self.task = task
-        # What the handler itself awaits, and where, for finding deadlocks.
-        self.awaits: tuple[Activation, Envelope] | None = None
+    @property
+    def chain(self) -> tuple[int, ...]:
+        """The deliveries that wait for what this one asks for."""
+        return (*self.before, self.number)
 
 
 # The delivery that the running code belongs to, if any.
@@ -218,6 +217,7 @@ class Activation:
         "_host",
         "_input",
         "_instance",
+        "_is_draining",
         "_kept",
         "_line",
         "_output",
@@ -255,7 +255,9 @@ class Activation:
         self._instance: DurableObject | None = None
         # Invariant: each delivery that has begun and not ended, by its number.
         self._running: dict[int, tuple[Delivery, Envelope]] | None = None
-        self._drainer: asyncio.Task[None] | None = None
+        # Invariant: who has a drainer is draining.
+        self._is_draining = False  # a drain is planned, or under way
+        self._drainer: asyncio.Task[None] | None = None  # the task it runs in
         self._tasks: set[asyncio.Task[Any]] | None = None
         self._background: set[asyncio.Future[Any]] | None = None
         self._blocking: list[_Block] | None = None
@@ -277,7 +279,7 @@ class Activation:
         """Whether nothing runs or waits here and everything is durable."""
         return (
             self.lifecycle is Lifecycle.RUNNING
-            and self._drainer is None
+            and not self._is_draining
             and not self._running
             and not self._background
             and not self._tasks
@@ -369,7 +371,7 @@ class Activation:
             if envelope.sender is not None:
                 self._check_deadlock(envelope.sender)
         line.put(envelope, now)
-        if self._drainer is None:
+        if not self._is_draining:
             self._pump()
 
     def fire_alarm(self) -> None:
@@ -675,10 +677,9 @@ class Activation:
             self._admitter = admitter
             # Runs after the first step of the task, which is in line before it.
             asyncio.get_running_loop().call_soon(self._admitted, admitter)
-        if not self.info.is_gated and self._drainer is None and len(self._line):
-            self._drainer = asyncio.get_running_loop().create_task(
-                self._drain(), name="drain", context=self._host.context.copy()
-            )
+        if not self.info.is_gated and not self._is_draining and len(self._line):
+            self._is_draining = True
+            self._host.plan_drain(self)
 
     def _next_beside(self) -> Envelope | None:
         """Take the next event that need not wait for its turn."""
@@ -710,13 +711,17 @@ class Activation:
         self._side_line = None
         return waiting
 
-    async def _drain(self) -> None:
+    async def drain(self, task: asyncio.Task[None]) -> None:
+        """Run the events in line, one after the other, until there is none."""
+        self._drainer = task
         try:
             # Whoever closes the gate meanwhile pumps again.
             while self._input.is_open and (envelope := self._line.take()) is not None:
-                await self._run(envelope, self._drainer)
+                await self._run(envelope, task)
         finally:
             self._drainer = None
+            self._is_draining = False
+            self._running = self._running or None  # an idle object keeps no empty dict
         if len(self._line):
             self._pump()
 
@@ -1054,7 +1059,12 @@ class Activation:
         if self._tasks is None:
             self._tasks = set()
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._untrack)
+
+    def _untrack(self, task: asyncio.Task[Any]) -> None:
+        if self._tasks is not None:
+            self._tasks.discard(task)
+            self._tasks = self._tasks or None  # an idle object keeps no empty set
 
     def _move(self, to: Lifecycle) -> None:
         assert to in TRANSITIONS[self.lifecycle], f"{self.lifecycle} -> {to}"

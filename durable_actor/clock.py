@@ -156,9 +156,7 @@ def duration_ms(value: Duration) -> int:
         InvalidTimeError: Not a duration, negative, or beyond the year 9999.
     """
     if isinstance(value, timedelta):
-        ms = value // timedelta(milliseconds=1)
-        if value % timedelta(milliseconds=1):
-            ms += 1  # a wait is never shorter than what was asked for
+        ms = _whole_ms(value)
     elif isinstance(value, str):
         ms = _parse_duration(value)
     elif isinstance(value, bool) or not isinstance(value, int):
@@ -178,14 +176,14 @@ def instant_ms(value: Instant, *, now_ms: int) -> int:
         InvalidTimeError: Not an instant, not positive, or beyond the year 9999.
     """
     if isinstance(value, timedelta):
-        ms = now_ms + math.ceil(value / timedelta(milliseconds=1))
+        ms = now_ms + _whole_ms(value)
     elif isinstance(value, datetime):
         try:
             since_epoch = value.astimezone(UTC) - _EPOCH
         except (OverflowError, ValueError) as error:  # at the ends of the calendar
             message = f"the time {value!r} is not between 1970 and the year 9999"
             raise InvalidTimeError(message) from error
-        ms = math.ceil(since_epoch / timedelta(milliseconds=1))
+        ms = _whole_ms(since_epoch)
     elif isinstance(value, bool) or not isinstance(value, int):
         raise InvalidTimeError(_not_a("time", value, "datetime, timedelta"))
     else:
@@ -202,6 +200,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def to_datetime(at_ms: int) -> datetime:
     """Return an instant as an aware `datetime` in UTC."""
     return _EPOCH + timedelta(milliseconds=at_ms)
+
+
+def _whole_ms(value: timedelta) -> int:
+    """Round up: nothing is earlier, and no wait shorter, than what was asked for."""
+    ms, rest = divmod(value, timedelta(milliseconds=1))
+    return ms + bool(rest)
 
 
 def _parse_duration(text: str) -> int:

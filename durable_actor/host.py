@@ -14,6 +14,7 @@ import asyncio
 import contextvars
 import os
 import random
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -78,6 +79,7 @@ _CLOSE_GRACE_MS = 25_000
 _EVENTS_GRACE_SECONDS = 1.0  # what has not left by then leaves at the next start
 _REQUEST_ID_CHARACTERS_MAX = 256  # four UUIDs and some words
 _CANCEL_SECONDS = 2.0  # what was cancelled has so long to clean up
+_DRAINS_MAX = 64  # objects drained in one go; then other callbacks have their turn
 _SWEEP_PARTS = 4  # looks for idle objects so often in the time they may idle
 
 log = get_logger("durable_actor.host")
@@ -136,6 +138,11 @@ class Host:
         self._classes: dict[str, ClassInfo] = {}
         self._spaces: dict[str, IdSpace] = {}
         self._resident: dict[bytes, Activation] = {}
+        self._drains: deque[Activation] = deque()  # those with events in their line
+        # Invariant: a task to drain them is planned, or under way and not suspended,
+        # or there are none.
+        self._drain_is_planned = False
+        self._drainers: set[asyncio.Task[None]] = set()
         self._turns: list[Activation] = []  # those whose turn ends after this step
         self._owed_alarms: dict[bytes, AlarmRow] = {}
         self._parked_alarms: dict[str, dict[ObjectId, int]] = {}
@@ -575,6 +582,44 @@ class Host:
         if not self._turns:
             asyncio.get_running_loop().call_soon(self._end_turns)
         self._turns.append(activation)
+
+    def plan_drain(self, activation: Activation) -> None:
+        """Let the activation run the events in its line.
+
+        One task drains the objects that have events in this round of the loop, one
+        after the other. Before it begins with one it plans another task for the rest,
+        so whoever suspends has its task to itself and holds nobody up; a thousand that
+        do not suspend share a few tasks.
+        """
+        self._drains.append(activation)
+        if not self._drain_is_planned:
+            self._plan_drain()
+
+    def _plan_drain(self) -> None:
+        self._drain_is_planned = True
+        task = asyncio.get_running_loop().create_task(
+            self._drain(), name="drain", context=self.context.copy()
+        )
+        self._drainers.add(task)
+        task.add_done_callback(self._drainers.discard)
+
+    async def _drain(self) -> None:
+        self._drain_is_planned = False
+        task = asyncio.current_task()
+        assert task is not None
+        fresh, drains = contextvars.copy_context(), self._drains
+        for _ in range(_DRAINS_MAX):
+            if not drains:
+                return
+            activation = drains.popleft()
+            if drains and not self._drain_is_planned:
+                self._plan_drain()
+            await activation.drain(task)
+            # What a handler left behind must not reach the next object's.
+            if task.cancelling() or contextvars.copy_context() != fresh:
+                break
+        if drains and not self._drain_is_planned:
+            self._plan_drain()
 
     def _end_turns(self) -> None:
         turns, self._turns = self._turns, []

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import Struct, field
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailboxBounds:
@@ -27,47 +29,31 @@ class MailboxBounds:
     age_ms_max: int = 10_000
 
 
-class Envelope:
-    """One event on its way to an object, and where its answer goes."""
+def _new_reply() -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().create_future()
 
-    __slots__ = (
-        "args",
-        "chain",
-        "error",
-        "function",
-        "is_internal",
-        "kwargs",
-        "label",
-        "queued_at",
-        "reply",
-        "request_id",
-        "result",
-        "sender",
-        "size_bytes",
-        "ticket",
-    )
 
-    def __init__(
-        self,
-        label: str,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        self.label = label
-        self.function = function
-        self.args = args
-        self.kwargs = kwargs
-        self.reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.chain: tuple[int, ...] = ()  # deliveries that wait for this one
-        self.ticket = 0  # what the message itself depends on
-        self.sender: Any = None  # the delivery it came from, if any
-        self.request_id: str | None = None
-        self.size_bytes = 0
-        self.queued_at = 0.0  # loop time, seconds
-        self.is_internal = False  # an alarm: not shed, not counted
-        self.result: Any = None
-        self.error: BaseException | None = None
+class Envelope(Struct, eq=False):
+    """One event on its way to an object, and where its answer goes.
+
+    A struct, because one is made for every call: C fills in the defaults in a quarter
+    of the time that an `__init__` takes.
+    """
+
+    label: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    reply: asyncio.Future[Any] = field(default_factory=_new_reply)
+    chain: tuple[int, ...] = ()  # deliveries that wait for this one
+    ticket: int = 0  # what the message itself depends on
+    sender: Any = None  # the delivery it came from, if any
+    request_id: str | None = None
+    size_bytes: int = 0
+    queued_at: float = 0.0  # loop time, seconds
+    is_internal: bool = False  # an alarm: not shed, not counted
+    result: Any = None
+    error: BaseException | None = None
 
     def measure(self) -> None:
         """Note how large the message is; asked only of those that wait."""

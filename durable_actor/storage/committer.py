@@ -78,6 +78,10 @@ class Committer:
         self._last_event = driver.opened.last_event
         self._gathering = _Gathering()
         self._in_flight: asyncio.Task[None] | None = None
+        # Invariant: None if and only if self._in_flight is. Holds every answer of the
+        # group, so it must not outlive it.
+        self._in_flight_group: _Gathering | None = None
+        self._in_flight_last = 0  # its last ticket
         self._flush_planned = False
         self._failed: list[tuple[int, int]] = []  # ticket ranges that never were
         self.failure: StorageError | None = None
@@ -130,10 +134,11 @@ class Committer:
         """Call `settled(None)` once the ticket is on disk, or with what failed."""
         if ticket <= self.durable_ticket or self.failure is not None:
             settled(self.failure_of(ticket))
-        elif self._is_in_flight(ticket):
-            self._in_flight_group.settled.append(settled)
-        else:
-            self._gathering.settled.append(settled)
+            return
+        group = self._in_flight_group
+        if group is None or ticket > self._in_flight_last:
+            group = self._gathering
+        group.settled.append(settled)
 
     async def wait(self, ticket: int) -> None:
         """Return once the ticket is on disk.
@@ -256,16 +261,16 @@ class Committer:
             row = Group(self._committed_ticket + 1, last_ticket, batch)
             await self._driver.commit(row)
         except StorageError as error:
-            self._in_flight = None
+            self._in_flight = self._in_flight_group = None
             self._give_up(group, error)
             return
         except BaseException as error:
-            self._in_flight = None
+            self._in_flight = self._in_flight_group = None
             self._give_up(group, _unexpected("commit", error))
             if not isinstance(error, Exception):
                 raise
             return
-        self._in_flight = None
+        self._in_flight = self._in_flight_group = None
         self.is_full = False
         self.durable_ticket = last_ticket
         self._committed_ticket = last_ticket
@@ -277,9 +282,6 @@ class Committer:
         self._flush()
         _tell(group.settled, None)
         self._plan_fold()
-
-    def _is_in_flight(self, ticket: int) -> bool:
-        return self._in_flight is not None and ticket <= self._in_flight_last
 
     def _give_up(self, group: _Gathering, error: StorageError) -> None:
         """A commit failed: so do its seals and all that came after them."""

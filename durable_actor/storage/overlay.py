@@ -122,7 +122,12 @@ class Overlay:
     def put(self, key: str, value: bytes) -> None:
         """Write a key. The bytes belong to the overlay from now on."""
         self._note(key)
-        self._know(key, value)
+        old = self._cache.get(key)
+        if old is not None:  # the usual case: another value for a key that is there
+            self._cache[key] = value
+            self.size_bytes += len(value) - len(old)
+        else:
+            self._know(key, value)
         self._unsealed[key] = value  # type: ignore[index]  # _note made it
 
     def delete(self, key: str) -> None:
