@@ -11,6 +11,7 @@ guest in the program that embeds it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import random
@@ -475,7 +476,9 @@ class Host:
         if not 1 <= limit <= 1_000:  # noqa: PLR2004  # named in the docstring
             message = f"limit must be between 1 and 1000, got {limit}"
             raise ValueError(message)
-        await self.committer.fold()
+        with contextlib.suppress(StorageFullError):
+            # With a full disk the page shows what was folded before; reads go on.
+            await self.committer.fold()
         rows = await self.driver.read(
             ReadDirectory(
                 object_class, prefix, dict(where or {}), open_cursor(cursor), limit + 1

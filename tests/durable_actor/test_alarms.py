@@ -422,7 +422,7 @@ steps = st.one_of(
     before=st.dictionaries(ids, delays),
     steps=st.lists(steps, min_size=5, max_size=30),
 )
-async def test_no_alarm_is_early_or_late_whatever_happens(
+async def test_invariant_alarm_never_late_whatever_happens(
     before: dict[ObjectId, int], steps: list[tuple[Any, ...]]
 ) -> None:
     """`World.fire` asserts "not early"; after each step nothing due may be left over.
