@@ -15,7 +15,7 @@ from durable_actor.errors import DataDirectoryInUseError, StorageFailedError
 from durable_actor.storage import integrity
 from durable_actor.storage.integrity import LOCK_NAME, DirectoryLock
 from durable_actor.storage.store import SHARD_NAME, DriverKind, open_store
-from durable_actor.testing import settle
+from durable_actor.testing import ManualClock
 from tests.support.shards import group_of, load_one, seal_of, shard_options
 
 KINDS = get_args(DriverKind)
@@ -91,6 +91,6 @@ async def test_who_is_cancelled_while_waiting_for_the_lock_does_not_keep_it(
     first.release()
     go_on.set()
     await asyncio.get_running_loop().shutdown_default_executor()  # the thread is done
-    await settle()  # and so is what follows from that
+    await ManualClock().settle()  # and so is what follows from that
 
     DirectoryLock(tmp_path).release()
