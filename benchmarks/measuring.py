@@ -35,7 +35,7 @@ class Scale:
     is_quick: bool
 
 
-QUICK = Scale(rounds=5, is_quick=True)
+QUICK = Scale(rounds=4, is_quick=True)
 FULL = Scale(rounds=25, is_quick=False)
 
 
