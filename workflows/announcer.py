@@ -47,6 +47,11 @@ class Announcer:
         self._source = source
         self._next_seq = next_seq
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody takes events."""
+        return self._emit is not None
+
     def announce(self, event: Event, *, run_id: str, workflow: str) -> None:
         """Emit one event in this turn."""
         if self._emit is None:

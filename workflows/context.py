@@ -100,7 +100,11 @@ class Attempt:
     context: RunContext
     step: str
     number: int
-    idempotency_key: str
+
+    @property
+    def idempotency_key(self) -> str:
+        """What stays the same however often the step runs; made when asked for."""
+        return self.context.idempotency_key(self.step)
 
 
 _ATTEMPT: ContextVar[Attempt | None] = ContextVar("workflows.attempt", default=None)
@@ -278,14 +282,7 @@ class RunContext:
     @contextmanager
     def attempt(self, step: str, number: int) -> Iterator[None]:
         """Mark the code inside the block as that of one attempt of a step."""
-        token = _ATTEMPT.set(
-            Attempt(
-                context=self,
-                step=step,
-                number=number,
-                idempotency_key=self._idempotency_key(step),
-            )
-        )
+        token = _ATTEMPT.set(Attempt(context=self, step=step, number=number))
         try:
             yield
         finally:
@@ -337,6 +334,11 @@ class RunContext:
         self._ends += 1
         return self._ends - 1
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody takes events; if not, they need not even be made."""
+        return self._announcer.is_heard
+
     def announce(self, event: Event) -> None:
         """Emit an event in this turn."""
         self._announcer.announce(event, run_id=self.run_id, workflow=self.workflow)
@@ -356,7 +358,8 @@ class RunContext:
         self._steps.add(step)
         return step
 
-    def _idempotency_key(self, step: str) -> str:
+    def idempotency_key(self, step: str) -> str:
+        """Return the key of a step of this run."""
         # The time of creation is part of it, so that an id that is used again after its
         # run was deleted does not look like the old run to the outside.
         identity = (self.workflow, self.run_id, str(self._created_at_ms), step)

@@ -253,7 +253,8 @@ class Step:
         self, entry: Entry, action: Callable[[], Any], timeout_ms: int | None
     ) -> Any:
         context, number = self._context, entry.attempts
-        context.announce(StepStarted(step_name=entry.step, attempt=number))
+        if context.is_heard:
+            context.announce(StepStarted(step_name=entry.step, attempt=number))
         if timeout_ms is not None:
             ends_at = iso(context.clock.now_ms() + timeout_ms)
             context.announce(
@@ -275,13 +276,14 @@ class Step:
             context.write(done, is_progress=True)
         except (EncodeError, StorageLimitError) as error:
             raise _AttemptFailedError(error, is_final=True) from error
-        context.announce(
-            StepCompleted(
-                step_name=entry.step,
-                attempt=number,
-                duration_ms=context.clock.now_ms() - began_at_ms,
+        if context.is_heard:
+            context.announce(
+                StepCompleted(
+                    step_name=entry.step,
+                    attempt=number,
+                    duration_ms=context.clock.now_ms() - began_at_ms,
+                )
             )
-        )
         return value
 
     async def _act(
