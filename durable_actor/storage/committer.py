@@ -83,6 +83,7 @@ class Committer:
         self._in_flight_group: _Gathering | None = None
         self._in_flight_last = 0  # its last ticket
         self._flush_planned = False
+        self._planned: asyncio.Task[None] | None = None  # the last that was planned
         self._failed: list[tuple[int, int]] = []  # ticket ranges that never were
         self.failure: StorageError | None = None
         self.is_full = False
@@ -127,7 +128,9 @@ class Committer:
                 self._flush()
             elif not self._flush_planned:
                 self._flush_planned = True
-                asyncio.get_running_loop().call_soon(self._flush)
+                self._planned = asyncio.get_running_loop().create_task(
+                    self._commit_gathered(), name="commit"
+                )
         return self.last_ticket
 
     def when_durable(self, ticket: int, settled: Settled) -> None:
@@ -233,7 +236,7 @@ class Committer:
         """Stop without committing what is gathered, as a crash would."""
         self._cancel_fold_timer()
         self.failure = StorageFailedError("commit", "the store was dropped")
-        waits = (*self._load_tasks, self._in_flight, self._fold_task)
+        waits = (*self._load_tasks, self._planned, self._in_flight, self._fold_task)
         tasks = [task for task in waits if task is not None]
         await self._driver.drop()
         if tasks:
@@ -244,16 +247,29 @@ class Committer:
     # -- commit ------------------------------------------------------------
 
     def _flush(self) -> None:
+        """Commit what has gathered, unless a commit is under way."""
+        group = self._take_gathered()
+        if group is not None:
+            self._in_flight = asyncio.get_running_loop().create_task(
+                self._commit(group, self.last_ticket), name="commit"
+            )
+
+    async def _commit_gathered(self) -> None:
+        """Commit what has gathered by the time this task begins: the turn has ended."""
         self._flush_planned = False
+        group = self._take_gathered()
+        if group is not None:
+            self._in_flight = asyncio.current_task()
+            await self._commit(group, self.last_ticket)
+
+    def _take_gathered(self) -> _Gathering | None:
         group = self._gathering
         if self._in_flight is not None or not group.seals or self.failure is not None:
-            return
+            return None
         self._gathering = _Gathering()
         self._in_flight_group = group
         self._in_flight_last = self.last_ticket
-        self._in_flight = asyncio.get_running_loop().create_task(
-            self._commit(group, self.last_ticket), name="commit"
-        )
+        return group
 
     async def _commit(self, group: _Gathering, last_ticket: int) -> None:
         try:
