@@ -44,7 +44,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     status: Status
     created_at_ms: int
     started_at_ms: int | None = None
-    recoveries: int = 0  # interruptions since the last durable progress
+    recoveries: int = 0  # begun since the last durable progress
+    recover_at_ms: int | None = None  # when it was found interrupted, and waits
     cancel_requested: bool = False
     cancel_reason: str | None = None
 

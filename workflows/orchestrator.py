@@ -128,7 +128,6 @@ class Orchestrator:
         self._pass: _Pass | None = None
         self._is_released = False  # the host wants the object out of memory
         self._is_draining = False  # because it is about to close
-        self._recover_at_ms: int | None = None
         self._completed: list[str] = []  # for events, while no pass knows better
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -137,18 +136,19 @@ class Orchestrator:
         record = await self._journal.load()
         if record is None:
             return
-        now_ms = self._clock.now_ms()
-        decision = decide(record, self._policies.recovery, now_ms=now_ms)
-        if not isinstance(decision, LeaveAlone):
+        if isinstance(record.status, Running):
             self._completed = completed(await self._journal.read_steps())
+            self._decide(record)
+
+    def _decide(self, record: RunRecord) -> None:
+        """Write down what becomes of a run that nobody works on."""
+        decision = decide(record, self._policies.recovery, now_ms=self._clock.now_ms())
         match decision:
             case LeaveAlone():
                 pass
-            case TakeUp(at_ms=at_ms, recoveries=recoveries):
-                # Counted before it is tried: the try may be what kills the process.
-                self._recover_at_ms = at_ms
-                counted = replace(record, recoveries=recoveries)
-                self._journal.save(counted, wake_at_ms=at_ms)
+            case TakeUp(at_ms=at_ms):
+                waiting = replace(record, recover_at_ms=at_ms)
+                self._journal.save(waiting, wake_at_ms=at_ms)
             case Finish(reason=reason):
                 self._change(Cancel(reason))
             case GiveUp(recoveries=recoveries):
@@ -209,9 +209,9 @@ class Orchestrator:
                     self._begin_pass()
             case Running():
                 if self._pass is None:
-                    due_at_ms = self._recover_at_ms
-                    if due_at_ms is not None and now_ms < due_at_ms:
-                        self._journal.wake_at(due_at_ms)
+                    due_at_ms = record.recover_at_ms
+                    if due_at_ms is None or now_ms < due_at_ms:
+                        self._decide(record)
                         return
                     self._change(Recover())
                     self._begin_pass()
@@ -365,7 +365,6 @@ class Orchestrator:
         self._change(Resume())
 
     def _begin_pass(self) -> None:
-        self._recover_at_ms = None
         self._pass = current = _Pass()
         self._spawn(self._run_pass(current)).add_done_callback(self._note_failure)
 
@@ -462,6 +461,9 @@ class Orchestrator:
         record = replace(record, status=status)
         if isinstance(change, Start):
             record = replace(record, started_at_ms=now_ms)
+        if isinstance(change, Recover):
+            count = record.recoveries + 1
+            record = replace(record, recoveries=count, recover_at_ms=None)
         if isinstance(status, Running):
             if wake_at_ms is None:
                 # The alarm that woke us stays on disk while its handler runs.

@@ -3,6 +3,9 @@
 A run found Running by an activation that did not start it is orphaned by definition:
 one process owns the data directory, and one activation the object. So nobody asks how
 long it has been quiet, and no clock can make it look alive.
+
+A recovery is counted when it begins, durably and before the author's code runs, since
+that code may be what kills the process. Until then the record only says when it is due.
 """
 
 from __future__ import annotations
@@ -54,10 +57,9 @@ class LeaveAlone:
 
 @dataclass(frozen=True, slots=True)
 class TakeUp:
-    """Go on at this time, as the n-th recovery in a row."""
+    """Go on at this time."""
 
     at_ms: int
-    recoveries: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,15 @@ Decision: TypeAlias = LeaveAlone | TakeUp | Finish | GiveUp
 
 
 def decide(record: RunRecord, recovery: Recovery, *, now_ms: int) -> Decision:
-    """Return what to do with a run that a new activation has found. Pure."""
+    """Return what to do with a run that nobody works on. Pure.
+
+    Asking again, after another restart, neither counts as an attempt nor puts it off.
+    """
     if not isinstance(record.status, Running):
         return LeaveAlone()
     if record.cancel_requested:
         return Finish(record.cancel_reason)
     if record.recoveries >= recovery.max_attempts:
         return GiveUp(record.recoveries)
-    recoveries = record.recoveries + 1
-    return TakeUp(now_ms + recovery.delay_ms(recoveries), recoveries)
+    latest_ms = now_ms + recovery.delay_ms(record.recoveries + 1)
+    return TakeUp(min(record.recover_at_ms or latest_ms, latest_ms))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import pytest
 
 from durable_actor import TransportError, connect
 from tests.durable_actor.daemon.process import Daemon, exit_line
-from tests.scenarios.apps import asking
+from tests.scenarios.apps import asking, lethal
 from tests.scenarios.conftest import Answering
+from workflows import WorkflowFailedError
 
 
 async def test_a_run_resumes_and_repeats_no_recorded_step(
@@ -45,6 +47,27 @@ async def test_a_run_resumes_and_repeats_no_recorded_step(
     # The interrupted step ran again, and whoever it calls can tell by the key.
     assert again.split()[2] == two.split()[2]
     assert len({words.split()[2] for words in (one, two, three)}) == 3
+
+
+async def test_a_run_that_kills_its_process_is_failed_in_the_end(
+    start: Callable[..., Daemon], app_config: Callable[[str], Path]
+) -> None:
+    config = app_config("tests.scenarios.apps.lethal")
+    first = start(config)
+    async with connect(first.url, token=first.token) as client:
+        runs = client.workflows(lethal.WorkflowClient)
+        with contextlib.suppress(TransportError):  # it may be quicker than the answer
+            await runs.run_async(lethal.lethal, id="l1")
+        first.wait()
+    for _ in range(lethal.RECOVERY.max_attempts):
+        start(config).wait()  # dies of the recovery, with nobody asking
+
+    last = start(config)
+    async with connect(last.url, token=last.token) as client:
+        run = client.workflows(lethal.WorkflowClient).get(lethal.lethal, "l1")
+        with pytest.raises(WorkflowFailedError) as caught:
+            await run.result()
+    assert caught.value.error.type == "RecoveryExhaustedError"
 
 
 async def test_a_call_that_was_under_way_is_unknown_and_its_turn_is_kept(

@@ -58,9 +58,9 @@ async def _post(run: str, number: int) -> str:
     return word
 
 
-# No run is to blame for the kills, and a life of the process is shorter than the usual
-# delays: what is interrupted has to go on soon, and as often as it takes.
+# A life of the process lasts 20 to 300 ms here, so a run that is not to blame may well
+# be killed a few times in a row before its next step is recorded.
 Workflows, WorkflowClient = create_durable_workflows(
     {"note": note},
-    recovery=Recovery(delay=20, stale_threshold=100, max_attempts=10_000),
+    recovery=Recovery(max_attempts=20, stale_threshold="2 seconds"),
 )

@@ -186,6 +186,25 @@ async def test_an_interrupted_run_that_was_run_directly_is_found_again(
     assert Stuck.begun == 2
 
 
+async def test_restarts_in_quick_succession_use_up_no_recovery(
+    test: TestHost,
+) -> None:
+    """What was not tried has not failed; nor does asking for it put it off."""
+    handle = await client_of(test).start(stuck, id="r1")
+    await test.settle()
+    for _ in range(5):
+        await test.crash()
+        await test.start()
+        await test.advance("150 milliseconds")
+        handle = client_of(test).get(stuck, "r1")
+        assert isinstance(await handle.status(), Running)
+        assert (await handle.describe()).recoveries == 0
+    assert Stuck.begun == 1
+    await test.advance("250 milliseconds")
+    assert Stuck.begun == 2
+    assert (await handle.describe()).recoveries == 1
+
+
 async def test_a_run_that_never_gets_on_fails_in_the_end(test: TestHost) -> None:
     await client_of(test).start(stuck, id="r1")
     await test.settle()

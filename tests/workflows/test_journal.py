@@ -117,6 +117,7 @@ async def test_what_is_stored_is_plain_and_can_be_read_without_this_package() ->
         "created_at_ms": 1,
         "started_at_ms": None,
         "recoveries": 0,
+        "recover_at_ms": None,
         "cancel_requested": False,
         "cancel_reason": None,
     }

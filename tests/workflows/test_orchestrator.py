@@ -333,6 +333,50 @@ async def test_a_run_that_is_interrupted_again_and_again_is_given_up() -> None:
     assert bench.disk.alarm is None
 
 
+async def test_a_restart_before_the_recovery_is_due_is_no_attempt() -> None:
+    """Only a recovery that began can have failed, and no restart puts it off."""
+    outside = Outside()
+    recovery = Recovery(max_attempts=1, delay="10 seconds")
+    bench = await opened(outside.make(), recovery=recovery)
+    await bench.start("work")
+    await bench.settle()
+    outside.gate.set_result(None)
+    for _ in range(5):
+        await bench.crash()
+        await bench.advance("1 second")
+    assert isinstance(bench.status, Running)
+    assert outside.begun == ["one"]
+    await bench.advance("5 seconds")
+    assert await bench.output() == "worked"
+
+
+async def test_a_recovery_is_counted_before_its_code_runs() -> None:
+    outside = Outside()
+    bench = await opened(outside.make(), recovery=Recovery(max_attempts=2))
+    await bench.start("work")
+    await bench.settle()
+    for _ in range(3):
+        await bench.crash()
+        begun = len(outside.begun)
+        while len(outside.begun) == begun and isinstance(bench.status, Running):
+            await bench.advance("1 second")
+    assert outside.begun == ["one"] * 3
+    assert isinstance(bench.status, Failed)
+
+
+async def test_a_clock_that_was_put_back_delays_no_recovery_beyond_its_delay() -> None:
+    outside = Outside()
+    bench = await opened(outside.make(), recovery=Recovery(delay="2 seconds"))
+    await bench.start("work")
+    await bench.settle()
+    outside.gate.set_result(None)
+    await bench.crash()
+    bench.clock.jump(START_MS - HOUR_MS)
+    await bench.crash()
+    await bench.advance("2 seconds")
+    assert await bench.output() == "worked"
+
+
 async def test_only_durable_progress_sets_the_recovery_counter_back() -> None:
     """The name of the invariant is progress-resets-recovery."""
     outside = Outside()

@@ -10,7 +10,11 @@ RECOVERY = Recovery(max_attempts=2, delay="1 second", stale_threshold="10 second
 
 
 def record(
-    status: Status, *, recoveries: int = 0, cancel_requested: bool = False
+    status: Status,
+    *,
+    recoveries: int = 0,
+    recover_at_ms: int | None = None,
+    cancel_requested: bool = False,
 ) -> RunRecord:
     return RunRecord(
         run_id="r1",
@@ -18,6 +22,7 @@ def record(
         status=status,
         created_at_ms=1,
         recoveries=recoveries,
+        recover_at_ms=recover_at_ms,
         cancel_requested=cancel_requested,
         cancel_reason="why" if cancel_requested else None,
     )
@@ -29,14 +34,25 @@ def test_what_was_not_running_is_left_alone(status: Status) -> None:
 
 
 def test_what_was_running_is_taken_up_after_the_delay() -> None:
-    assert decide(record(Running(1)), RECOVERY, now_ms=100) == TakeUp(1_100, 1)
+    assert decide(record(Running(1)), RECOVERY, now_ms=100) == TakeUp(1_100)
 
 
 def test_how_long_ago_it_was_started_does_not_matter() -> None:
     """A run younger than the threshold is not overlooked, nor one of the future."""
     for started_at_ms in (100, 99, 5_000, 0):
         decision = decide(record(Running(started_at_ms)), RECOVERY, now_ms=100)
-        assert decision == TakeUp(1_100, 1)
+        assert decision == TakeUp(1_100)
+
+
+def test_a_recovery_that_is_due_already_keeps_its_time() -> None:
+    found = record(Running(1), recover_at_ms=700)
+    assert decide(found, RECOVERY, now_ms=100) == TakeUp(700)
+    assert decide(found, RECOVERY, now_ms=900) == TakeUp(700)
+
+
+def test_a_clock_that_was_put_back_makes_no_recovery_wait_longer() -> None:
+    found = record(Running(1), recover_at_ms=9_000_000)
+    assert decide(found, RECOVERY, now_ms=100) == TakeUp(1_100)
 
 
 def test_after_too_many_recoveries_it_is_given_up() -> None:
