@@ -344,12 +344,13 @@ class Activation:
             ObjectDeadlockError: The sender would wait for itself.
         """
         self.used_at_ms = self._host.clock.now_ms()
-        self._check_room(
-            len(envelope.chain) >= _CHAIN_MAX, "calls are nested too deeply"
-        )
-        if self._is_own_chain(envelope):
-            self._spawn_run(envelope)
-            return
+        if envelope.chain:
+            self._check_room(
+                len(envelope.chain) >= _CHAIN_MAX, "calls are nested too deeply"
+            )
+            if self._is_own_chain(envelope):
+                self._spawn_run(envelope)
+                return
         line, bounds = self._line, self._host.settings.bounds
         if may_overlap:
             if self._side_line is None:
@@ -364,12 +365,12 @@ class Activation:
         now = asyncio.get_running_loop().time()
         if len(line):
             envelope.measure()
-        if not envelope.is_internal:
-            if not (self.info.is_gated and self._input.is_open):
+            is_waiting = not (self.info.is_gated and self._input.is_open)
+            if is_waiting and not envelope.is_internal:
                 refusal = line.refusal(envelope.size_bytes, now)
                 self._check_room(refusal is not None, refusal or "")
-            if envelope.sender is not None:
-                self._check_deadlock(envelope.sender)
+        if envelope.sender is not None and not envelope.is_internal:
+            self._check_deadlock(envelope.sender)
         line.put(envelope, now)
         if not self._is_draining:
             self._pump()
@@ -397,6 +398,10 @@ class Activation:
             # A task that nobody told us of must not write beside the next activation.
             reason = "the object was evicted; keep tasks alive with ctx.wait_until"
             self._overlay.break_off(self._reset_error(reason, "failed"))
+        # Cut what goes round in a circle, so that the memory is free at once, and not
+        # when the garbage collector has looked through all other objects.
+        self._instance = None
+        self._input = InputGate(_nothing)
         self._release_events()
 
     def break_off(
@@ -730,7 +735,8 @@ class Activation:
     ) -> None:
         if envelope.reply.done():
             return  # the sender has gone
-        lost = self._host.committer.failure_of(envelope.ticket)
+        ticket = envelope.ticket
+        lost = self._host.committer.failure_of(ticket) if ticket else None
         if self._reset is not None or lost is not None:
             reason = "what the call rested on was not written"
             reason = reason if self._reset is None else self._reset.detail
@@ -1111,6 +1117,10 @@ def _is_cancelled() -> bool:
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
+
+
+def _nothing() -> None:
+    """Do nothing: nobody waits at the gate of an object that was let go."""
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

@@ -106,11 +106,12 @@ _current: contextvars.ContextVar[DurableObjectTransaction | None] = (
 class KeyValueStorage:
     """What storage and transactions have in common: keys and the alarm."""
 
-    __slots__ = ("_overlay", "_owner")
+    __slots__ = ("_limits", "_overlay", "_owner")
 
     def __init__(self, overlay: Overlay, owner: StorageOwner) -> None:
         self._overlay = overlay
         self._owner = owner
+        self._limits = owner.limits
 
     @overload
     def get(self, key: str, default: Any = None) -> Awaitable[Any]: ...
@@ -126,7 +127,7 @@ class KeyValueStorage:
         """
         if isinstance(key, str):
             self._check_open()
-            value = self._overlay.lookup(check_key(key, self._owner.limits))
+            value = self._overlay.lookup(check_key(key, self._limits))
             if value is UNSET:
                 return self._fetch(key, default)
             return Ready(default if value is None else decode(value))
@@ -150,7 +151,7 @@ class KeyValueStorage:
             StorageLimitError: Key, value or batch over its limit.
         """
         self._check_open()
-        limits = self._owner.limits
+        limits = self._limits
         if isinstance(key, Mapping):
             if value is not UNSET:
                 message = "put takes a key and a value, or one mapping"
@@ -183,7 +184,7 @@ class KeyValueStorage:
         """Delete a key; was it there? Or keys; how many were there?"""
         self._check_open()
         if isinstance(key, str):
-            existed = self._overlay.lookup(check_key(key, self._owner.limits))
+            existed = self._overlay.lookup(check_key(key, self._limits))
             if existed is None:
                 return _FALSE
             self._overlay.delete(key)
@@ -281,7 +282,7 @@ class KeyValueStorage:
 
     def _get_many(self, keys: Iterable[str]) -> Awaitable[dict[str, Any]]:
         self._check_open()
-        limits = self._owner.limits
+        limits = self._limits
         wanted = sorted({check_key(key, limits) for key in keys})
         if len(wanted) > limits.batch_entries_max:
             raise StorageLimitError("get", _too_many(len(wanted), limits))
@@ -291,7 +292,7 @@ class KeyValueStorage:
         return Ready(_decoded(values))
 
     def _delete_many(self, keys: Iterable[str]) -> Awaitable[int]:
-        limits = self._owner.limits
+        limits = self._limits
         wanted = sorted({check_key(key, limits) for key in keys})
         if len(wanted) > limits.batch_entries_max:
             raise StorageLimitError("delete", _too_many(len(wanted), limits))
