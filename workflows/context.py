@@ -28,9 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn, Protocol, TypeAlias
 
@@ -238,6 +236,7 @@ class RunContext:
         if not self._replay.is_next(call.step):
             over = asyncio.get_running_loop().create_future()
             self._early[call.step] = over
+            self._stir()
             try:
                 await self._block(over)
             finally:
@@ -253,6 +252,7 @@ class RunContext:
         if not self._replay.is_over:
             over = asyncio.get_running_loop().create_future()
             self._new.append(over)
+            self._stir()
             try:
                 await self._block(over)
             finally:
@@ -265,28 +265,27 @@ class RunContext:
             except NondeterminismError as error:
                 self._diverge(error)
 
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Mark the current task as working while the block runs."""
+    def begin_work(self) -> asyncio.Task[Any]:
+        """Mark the current task as working, until `end_work` with what this returns."""
         self.check()
         self._rouse()
         task = asyncio.current_task()
         assert task is not None
         self._busy.add(task)
-        try:
-            yield
-        finally:
-            self._busy.discard(task)
-            self._stir()
+        return task
 
-    @contextmanager
-    def attempt(self, step: str, number: int) -> Iterator[None]:
-        """Mark the code inside the block as that of one attempt of a step."""
-        token = _ATTEMPT.set(Attempt(context=self, step=step, number=number))
-        try:
-            yield
-        finally:
-            _ATTEMPT.reset(token)
+    def end_work(self, task: asyncio.Task[Any]) -> None:
+        """Undo `begin_work`."""
+        self._busy.discard(task)
+        self._stir()
+
+    def begin_attempt(self, step: str, number: int) -> Token[Attempt | None]:
+        """Mark the code that follows as that of one attempt of a step."""
+        return _ATTEMPT.set(Attempt(context=self, step=step, number=number))
+
+    def end_attempt(self, token: Token[Attempt | None]) -> None:
+        """Undo `begin_attempt`."""
+        _ATTEMPT.reset(token)
 
     def current_attempt(self) -> Attempt | None:
         """Return the attempt whose code is asking, if it is one of this run."""
@@ -419,7 +418,10 @@ class RunContext:
     def _stir(self) -> None:
         """Something happened: count the calm rounds from the beginning."""
         self._calm_rounds = 0
-        if not self._is_watching and not self._is_ended:
+        if self._is_watching or self._is_ended:
+            return
+        # A plain step after the other leaves nothing to decide.
+        if self._early or self._new or self._waiting or self.signal is not None:
             self._is_watching = True
             asyncio.get_running_loop().call_soon(self._look)
 

@@ -18,7 +18,6 @@ Promises
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
@@ -50,8 +49,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     cancel_reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One step as the journal has it."""
 
     step: str
@@ -64,19 +62,6 @@ class Entry:
     due_at_ms: int | None = None  # when a wait is over
     attempts: int = 0  # finished ones
     value: Any = None  # the result, or the last error
-
-
-_FIELDS: Final = (
-    "kind",
-    "state",
-    "called",
-    "ended",
-    "is_forked",
-    "began_at_ms",
-    "due_at_ms",
-    "attempts",
-    "value",
-)
 
 
 class Journal:
@@ -142,8 +127,8 @@ class Journal:
             EncodeError: Its value cannot be kept; nothing was written.
             StorageLimitError: Its value is too large; nothing was written.
         """
-        row = {field: getattr(entry, field) for field in _FIELDS}
-        self._storage.put(STEP_PREFIX + entry.step, row)
+        row = msgspec.structs.asdict(entry)
+        self._storage.put(STEP_PREFIX + row.pop("step"), row)
 
     async def read_input(self) -> Any:
         """Return the run's input."""

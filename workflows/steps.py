@@ -13,13 +13,15 @@ Theory of operation
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import inspect
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import datetime
 from typing import Any, NoReturn, TypeVar, TypeVarTuple, cast, overload
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from durable_actor import (
     Duration,
@@ -241,11 +243,13 @@ class Step:
                 began_at_ms=began_at_ms,
                 attempts=failures + 1,
             )
-            with context.busy():
-                try:
-                    return await self._attempt(entry, action, timeout_ms)
-                except _AttemptFailedError as failed:
-                    due_at_ms = self._failed(entry, failed, policy)
+            working = context.begin_work()
+            try:
+                return await self._attempt(entry, action, timeout_ms)
+            except _AttemptFailedError as failed:
+                due_at_ms = self._failed(entry, failed, policy)
+            finally:
+                context.end_work(working)
             failures += 1
             await context.wait(call.step, due_at_ms, "retry")
 
@@ -268,8 +272,11 @@ class Step:
         await context.sync()
         context.check()
         began_at_ms = context.clock.now_ms()
-        with context.attempt(entry.step, number):
+        token = context.begin_attempt(entry.step, number)
+        try:
             value = await self._act(entry, action, timeout_ms)
+        finally:
+            context.end_attempt(token)
         context.check_alive()
         try:
             done = replace(entry, ended=context.next_end(), value=value)
@@ -459,7 +466,7 @@ async def _call(action: Callable[[], Any]) -> Any:
 
 
 def _raise_failed(step: str, attempts: int, error: Exception) -> NoReturn:
-    info = replace(ErrorInfo.of(error), step=step)
+    info = dataclasses.replace(ErrorInfo.of(error), step=step)
     raise StepFailedError(step, attempts, info) from error
 
 
