@@ -86,6 +86,10 @@ from workflows.retention import ended_at_ms, purge_at_ms
 from workflows.signals import Abandon, Suspend
 from workflows.steps import Step
 
+# After a start that needs no alarm to begin. Most runs settle sooner, and never pay for
+# an alarm; it is there for those that take long, and for the crash.
+_FIRST_LOOK_MS = 1_000
+
 log = get_logger("workflows.orchestrator")
 
 
@@ -180,10 +184,10 @@ class Orchestrator:
             created_at_ms=now_ms,
             started_at_ms=None if is_queued else now_ms,
         )
-        self._journal.open(record, call.input, wake_at_ms=now_ms)
+        wake_at_ms = now_ms if is_queued else now_ms + _FIRST_LOOK_MS
+        self._journal.open(record, call.input, wake_at_ms=wake_at_ms)
         self._tell(change, None)
         if not is_queued:
-            # No need to wait for the alarm, which finds the run at work and joins it.
             self._begin_pass()
 
     async def alarm(self) -> None:

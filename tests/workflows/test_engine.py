@@ -96,6 +96,11 @@ class Gate:
 
 
 @workflow
+async def quick(step: Step) -> str:
+    return await step.run("only", lambda: "done")
+
+
+@workflow
 async def gated(step: Step) -> str:
     await step.run("first", Gate().wait)
     await step.run("second", Gate().wait)
@@ -107,6 +112,7 @@ WORKFLOWS: dict[str, WorkflowDefinition[Any, Any]] = {
     "failing": failing,
     "stuck": stuck,
     "gated": gated,
+    "quick": quick,
 }
 tracker = InMemoryTracker()
 Workflows, WorkflowClient = create_durable_workflows(
@@ -183,7 +189,17 @@ async def test_an_interrupted_run_that_was_run_directly_is_found_again(
         await asking
     await test.start()
     await test.advance("1 second")
+    assert Stuck.begun == 1, "its alarm has only found it interrupted"
+    await test.advance("1 second")
     assert Stuck.begun == 2
+
+
+async def test_a_run_that_is_over_at_once_fires_no_alarm(test: TestHost) -> None:
+    before = test.host.stats().alarms_delivered
+    result = await client_of(test).run("quick", id="r1")
+    assert result.output == "done"
+    await test.advance("1 minute")
+    assert test.host.stats().alarms_delivered == before
 
 
 async def test_restarts_in_quick_succession_use_up_no_recovery(
