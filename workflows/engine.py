@@ -70,11 +70,8 @@ class WorkflowEngine(DurableObject):
     @interleave
     async def run_async(self, call: WorkflowCall) -> RunResult[Any]:
         """Accept the run and answer at once; the next alarm starts it."""
-        run_id = self._run_id(call)
-        await self._orchestrator.start(call, run_id, is_queued=True)
-        status = self._orchestrator.status
-        assert status is not None
-        return RunResult(id=run_id, completed=False, status=status)
+        await self._orchestrator.start(call, self._run_id(call), is_queued=True)
+        return await self._orchestrator.progress()
 
     @interleave
     async def cancel(self, reason: str | None = None) -> CancelResult:

@@ -245,11 +245,20 @@ class Orchestrator:
                 message = f"{self._label} goes on after the host has restarted"
                 raise HostClosedError(message)
             await self._until_settled()
-        is_complete = isinstance(status, Completed)
+        return await self.progress()
+
+    async def progress(self) -> RunResult[Any]:
+        """Return how far the run has come by now.
+
+        Raises:
+            RunNotFoundError: There is no run.
+        """
+        record = self._require()
+        is_complete = isinstance(record.status, Completed)
         return RunResult(
             id=record.run_id,
             completed=is_complete,
-            status=status,
+            status=record.status,
             output=await self._journal.read_output() if is_complete else None,
         )
 

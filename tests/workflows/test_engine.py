@@ -194,6 +194,13 @@ async def test_an_interrupted_run_that_was_run_directly_is_found_again(
     assert Stuck.begun == 2
 
 
+async def test_a_run_that_is_over_says_so_when_it_is_queued_again(
+    test: TestHost,
+) -> None:
+    first = await client_of(test).run("quick", id="r1")
+    assert await client_of(test).run_async("quick", id="r1") == first
+
+
 async def test_a_run_that_is_over_at_once_fires_no_alarm(test: TestHost) -> None:
     before = test.host.stats().alarms_delivered
     result = await client_of(test).run("quick", id="r1")
