@@ -39,6 +39,7 @@ Settled = Callable[[StorageError | None], None]
 
 _IDLE_FOLD_SECONDS = 0.05  # a pause this long is a good moment to fold
 _FULL_RETRY_SECONDS = 1.0
+_LOG_SEALS_MAX = 100_000  # beside its bytes: tiny seals are slow to replay at a start
 
 log = get_logger("durable_actor.storage")
 
@@ -90,6 +91,7 @@ class Committer:
         self._fresh: dict[bytes, ObjectChange] = {}
         self._folding: dict[bytes, ObjectChange] = {}
         self._log_bytes = 0
+        self._log_seals = 0
         self._fold_task: asyncio.Task[StorageError | None] | None = None
         self._fold_timer: asyncio.TimerHandle | None = None
         self._loading: list[tuple[bytes, asyncio.Future[Loaded]]] = []
@@ -293,6 +295,7 @@ class Committer:
         self.groups += 1
         self.seals += len(group.seals)
         self._log_bytes += len(batch)
+        self._log_seals += len(group.seals)
         self._remember(group)
         # The next group may start before anyone hears of this one.
         self._flush()
@@ -342,7 +345,7 @@ class Committer:
     def _plan_fold(self) -> None:
         if self._fold_task is not None:
             return
-        if self._log_bytes > self._log_bytes_max:
+        if self._log_bytes > self._log_bytes_max or self._log_seals > _LOG_SEALS_MAX:
             self._start_fold()
         elif self._in_flight is None and self._fold_timer is None:
             loop = asyncio.get_running_loop()
@@ -368,12 +371,12 @@ class Committer:
             older = self._folding.get(raw_id)
             self._folding[raw_id] = change if older is None else older.lay_over(change)
         self._fresh = {}
-        folded_bytes = self._log_bytes
+        folded_bytes, folded_seals = self._log_bytes, self._log_seals
         self._fold_task = asyncio.get_running_loop().create_task(
-            self._fold(folded_bytes), name="fold"
+            self._fold(folded_bytes, folded_seals), name="fold"
         )
 
-    async def _fold(self, folded_bytes: int) -> StorageError | None:
+    async def _fold(self, folded_bytes: int, folded_seals: int) -> StorageError | None:
         try:
             await self._driver.fold()
         except StorageFullError as error:
@@ -390,6 +393,7 @@ class Committer:
             self._give_up(_Gathering(), failure)
             return failure
         self._log_bytes -= folded_bytes
+        self._log_seals -= folded_seals
         self._folding = {}
         self._fold_task = None
         if self._fresh:

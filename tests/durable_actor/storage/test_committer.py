@@ -406,6 +406,19 @@ async def test_a_long_log_is_folded_without_a_pause(tmp_path: Path) -> None:
         await bench.committer.close()
 
 
+async def test_a_log_of_many_tiny_seals_is_folded_without_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer_module, "_LOG_SEALS_MAX", 3)
+    monkeypatch.setattr(committer_module, "_IDLE_FOLD_SECONDS", 1_000)
+    async with open_shard(tmp_path) as shard:
+        bench = Bench(SteppingDriver(shard))
+        for _ in range(4):
+            await bench.committer.wait(bench.put(a=b"1"))
+        await bench.driver.arrived("fold.after")
+        await bench.committer.close()
+
+
 async def test_a_fold_that_meets_a_full_disk_says_so_and_forgets_nothing(
     bench: Bench,
 ) -> None:
