@@ -57,6 +57,22 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
+def _output_of(command: list[str], folder: Path) -> str:
+    """Return what a command prints, which must succeed."""
+    done = subprocess.run(
+        command,
+        check=False,
+        cwd=folder,
+        env=_environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
+
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An empty folder that has the examples, as a checkout has."""
@@ -93,18 +109,7 @@ def test_a_python_block_runs(
     if "8787" in text:
         text = text.replace("8787", str(request.getfixturevalue("port")))
 
-    done = subprocess.run(
-        [sys.executable, "-c", text],
-        check=False,
-        cwd=folder,
-        env=_environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_SECONDS,
-    )
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert _output_of([sys.executable, "-c", text], folder).strip()
 
 
 @pytest.mark.parametrize("block", _blocks("sh"), ids=str)
@@ -114,18 +119,10 @@ def test_a_shell_block_runs(block: Block, folder: Path) -> None:
         "--data-dir data", f"--data-dir data --listen 127.0.0.1:{port}"
     )
 
-    done = subprocess.run(
-        ["bash", "-eu", "-c", f"trap 'kill $(jobs -p) 2> /dev/null' EXIT\n{text}"],
-        check=False,
-        cwd=folder,
-        env=_environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_SECONDS,
-    )
+    script = f"trap 'kill $(jobs -p) 2> /dev/null' EXIT\n{text}"
+    output = _output_of(["bash", "-eu", "-c", script], folder)
 
-    assert done.returncode == 0, done.stderr
-    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    answers = [line for line in output.splitlines() if line.startswith("{")]
     problems = [line for line in answers if '"status":4' in line or '"code"' in line]
     assert answers
     assert problems == []

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -44,9 +43,12 @@ from durable_actor.storage.shard import Shard
 from durable_actor.storage.store import SHARD_NAME
 from tests.support.shards import (
     change_file,
+    change_format,
+    fill_disk,
     group_of,
     load_one,
     object_row,
+    open_shard,
     raw_id,
     rows_of,
     seal_of,
@@ -182,9 +184,7 @@ async def test_a_later_format_is_told_by_its_name(
 ) -> None:
     async with driver.opened(tmp_path) as shard:
         await shard.close()
-    change_file(
-        tmp_path, ("UPDATE meta SET value = ? WHERE key = 'format'", [FORMAT + 1])
-    )
+    change_format(tmp_path, FORMAT + 1)
 
     with pytest.raises(FormatTooNewError, match=f"has format {FORMAT + 1}, this"):
         await driver.open(shard_options(tmp_path))
@@ -223,29 +223,11 @@ async def test_after_the_end_everything_is_refused(
             await load_one(shard, 1)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 1 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(place)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system of its own: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 async def test_a_full_disk_is_told_by_its_name_and_passes(
     driver: Driver, small_disk: Path
 ) -> None:
-    ballast = small_disk / "ballast"
     async with driver.opened(small_disk) as shard:
-        ballast.write_bytes(bytes(600_000))
+        ballast = fill_disk(small_disk, free_blocks=40)
         huge = group_of(1, seal_of(1, {"a": bytes(500_000)}))
         with pytest.raises(StorageFullError) as caught:
             await shard.commit(huge)
@@ -280,7 +262,7 @@ async def test_killing_the_storage_process_fails_the_commits_that_wait(
         await shard.commit(group_of(4, seal_of(1, {})))
     with pytest.raises(StorageFailedError):
         await shard.close()
-    async with Driver("thread").opened(tmp_path) as local:
+    async with open_shard(tmp_path) as local:
         assert (await load_one(local, 1)).keys in ({"a": b"1"}, {"a": b"2"})
 
 
@@ -331,5 +313,5 @@ async def test_the_storage_process_ends_with_its_owner_and_lets_the_next_one_in(
     await owner.stdout.read()  # its end: nobody holds the other side any more
     status = Path(f"/proc/{pid}/stat")
     assert not status.exists() or status.read_text().split()[2] == "Z"
-    async with Driver("thread").opened(directory) as shard:
+    async with open_shard(directory) as shard:
         assert (await load_one(shard, 1)).keys == {"a": b"1"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import ClassVar
 
 import pytest
@@ -79,130 +80,135 @@ def source_with(sink: EventSink) -> type[Source]:
     return Bound
 
 
-def source(test: TestHost, cls: type[Source], name: str = "a") -> Source:
-    return test.host.namespace(cls).get_by_name(name)
+class Bench:
+    """A source, the sink of its class, and the host and disk between them."""
+
+    def __init__(self, test: TestHost, cls: type[Source], sink: Sink) -> None:
+        self.test = test
+        self.cls = cls
+        self.sink = sink
+        self.disk = take_over(test.host)  # until the host starts again
+
+    @property
+    def source(self) -> Source:
+        return self.test.host.namespace(self.cls).get_by_name("a")
+
+
+@asynccontextmanager
+async def open_bench(
+    *, config: Config | None = None, driver: DriverKind = "thread"
+) -> AsyncIterator[Bench]:
+    """Open a host that knows the class of the source from its start."""
+    sink = Sink()
+    cls = source_with(sink)
+    async with open_test_host(classes=[cls], config=config, driver=driver) as test:
+        yield Bench(test, cls, sink)
 
 
 @pytest.mark.parametrize("driver", ["thread", "process"])
 async def test_events_arrive_in_order(driver: DriverKind) -> None:
-    sink = Sink()
-    cls = source_with(sink)
-    async with open_test_host(driver=driver) as test:
-        await source(test, cls).emit(1, 2, 3)
-        await source(test, cls).emit(4)
-        await test.settle()
-        assert sink.numbers == [1, 2, 3, 4]
-        object_id = test.host.namespace(cls).id_from_name("a")
-        assert {event.object_id for event in sink.taken} == {str(object_id)}
-        places = [event.seq for event in sink.taken]
+    async with open_bench(driver=driver) as bench:
+        await bench.source.emit(1, 2, 3)
+        await bench.source.emit(4)
+        await bench.test.settle()
+        assert bench.sink.numbers == [1, 2, 3, 4]
+        object_id = bench.test.host.namespace(bench.cls).id_from_name("a")
+        assert {event.object_id for event in bench.sink.taken} == {str(object_id)}
+        places = [event.seq for event in bench.sink.taken]
         assert places == sorted(set(places))
-        assert test.host.stats().events_delivered == 4
-        assert test.host.stats().events_waiting == 0
+        assert bench.test.host.stats().events_delivered == 4
+        assert bench.test.host.stats().events_waiting == 0
 
 
 async def test_an_event_leaves_only_after_its_turn_is_durable() -> None:
-    sink = Sink()
-    cls = source_with(sink)
-    async with open_test_host() as test:
-        await source(test, cls).emit()
-        disk = take_over(test.host)
-        disk.pause()
-        emitting = asyncio.ensure_future(source(test, cls).emit_and_write(1))
-        await test.settle()
-        assert sink.offered == 0
-        disk.resume()
+    async with open_bench() as bench:
+        await bench.source.emit()
+        bench.disk.pause()
+        emitting = asyncio.ensure_future(bench.source.emit_and_write(1))
+        await bench.test.settle()
+        assert bench.sink.offered == 0
+        bench.disk.resume()
         await emitting
-        await test.settle()
-        assert sink.numbers == [1]
+        await bench.test.settle()
+        assert bench.sink.numbers == [1]
 
 
 async def test_an_event_of_a_lost_turn_is_lost_with_it() -> None:
-    sink = Sink()
-    cls = source_with(sink)
-    async with open_test_host() as test:
-        await source(test, cls).emit()
-        await results([source(test, cls).emit_and_abort(1)])
-        take_over(test.host).failures.append(StorageFullError("commit", "full"))
-        await results([source(test, cls).emit_and_write(2)])
-        await source(test, cls).emit(3)
-        await test.settle()
-        assert sink.numbers == [3]
+    async with open_bench() as bench:
+        await bench.source.emit()
+        await results([bench.source.emit_and_abort(1)])
+        bench.disk.failures.append(StorageFullError("commit", "full"))
+        await results([bench.source.emit_and_write(2)])
+        await bench.source.emit(3)
+        await bench.test.settle()
+        assert bench.sink.numbers == [3]
 
 
 async def test_a_sink_that_fails_is_offered_the_same_events_later() -> None:
-    sink = Sink()
-    sink.failures = [ConnectionError("away"), ConnectionError("still away")]
-    cls = source_with(sink)
-    async with open_test_host() as test:
-        await source(test, cls).emit(1, 2)
-        await test.settle()
-        assert (sink.offered, sink.numbers) == (1, [])
-        assert test.host.stats().events_waiting == 2
-        await source(test, cls).emit(3)
-        await test.advance("1 minute")
-        assert sink.numbers == [1, 2, 3]
-        assert test.host.stats().events_waiting == 0
+    async with open_bench() as bench:
+        bench.sink.failures = [ConnectionError("away"), ConnectionError("still away")]
+        await bench.source.emit(1, 2)
+        await bench.test.settle()
+        assert (bench.sink.offered, bench.sink.numbers) == (1, [])
+        assert bench.test.host.stats().events_waiting == 2
+        await bench.source.emit(3)
+        await bench.test.advance("1 minute")
+        assert bench.sink.numbers == [1, 2, 3]
+        assert bench.test.host.stats().events_waiting == 0
 
 
 async def test_a_sink_that_raises_a_cancellation_is_one_that_fails() -> None:
-    sink = Sink()
-    sink.failures = [asyncio.CancelledError()]
-    cls = source_with(sink)
-    async with open_test_host() as test:
-        await source(test, cls).emit(1)
-        await test.advance("1 minute")
-        assert sink.numbers == [1]
+    async with open_bench() as bench:
+        bench.sink.failures = [asyncio.CancelledError()]
+        await bench.source.emit(1)
+        await bench.test.advance("1 minute")
+        assert bench.sink.numbers == [1]
 
 
 async def test_a_sink_that_hangs_slows_nobody() -> None:
-    sink, other_sink = Sink(), Sink()
-    cls = source_with(sink)
+    other_sink = Sink()
 
     class Other(Source):
         event_sink: ClassVar[EventSink | None] = other_sink
 
-    async with open_test_host() as test:
-        sink.pause()
-        await source(test, cls).emit(1)
-        await source(test, cls).emit(2)
-        await test.host.namespace(Other).get_by_name("b").emit(3)
-        await test.settle()
-        assert (sink.numbers, other_sink.numbers) == ([], [3])
-        sink.resume()
-        await test.settle()
-        assert sink.numbers == [1, 2]
+    async with open_bench() as bench:
+        bench.sink.pause()
+        await bench.source.emit(1)
+        await bench.source.emit(2)
+        await bench.test.host.namespace(Other).get_by_name("b").emit(3)
+        await bench.test.settle()
+        assert (bench.sink.numbers, other_sink.numbers) == ([], [3])
+        bench.sink.resume()
+        await bench.test.settle()
+        assert bench.sink.numbers == [1, 2]
 
 
 @pytest.mark.parametrize("driver", ["thread", "process"])
 async def test_what_was_not_delivered_is_delivered_after_a_restart(
     driver: DriverKind,
 ) -> None:
-    sink = Sink()
-    cls = source_with(sink)
-    async with open_test_host(classes=[cls], driver=driver) as test:
-        sink.pause()
-        await source(test, cls).emit(1, 2)
-        await test.settle()
-        await test.crash()
-        sink.resume()
-        await test.start()
-        await test.settle()
-        assert sink.numbers == [1, 2]
-        await source(test, cls).emit(3)
-        await test.settle()
-        assert sink.numbers == [1, 2, 3]
+    async with open_bench(driver=driver) as bench:
+        bench.sink.pause()
+        await bench.source.emit(1, 2)
+        await bench.test.settle()
+        await bench.test.crash()
+        bench.sink.resume()
+        await bench.test.start()
+        await bench.test.settle()
+        assert bench.sink.numbers == [1, 2]
+        await bench.source.emit(3)
+        await bench.test.settle()
+        assert bench.sink.numbers == [1, 2, 3]
 
 
 async def test_what_was_delivered_is_not_delivered_again_after_a_clean_end() -> None:
-    sink = Sink()
-    cls = source_with(sink)
-    async with open_test_host(classes=[cls]) as test:
-        await source(test, cls).emit(1, 2)
-        await test.settle()
-        await test.host.close()
-        await test.start()
-        await test.settle()
-        assert sink.numbers == [1, 2]
+    async with open_bench() as bench:
+        await bench.source.emit(1, 2)
+        await bench.test.settle()
+        await bench.test.host.close()
+        await bench.test.start()
+        await bench.test.settle()
+        assert bench.sink.numbers == [1, 2]
 
 
 async def test_events_of_a_class_wait_until_it_is_registered() -> None:
@@ -210,7 +216,7 @@ async def test_events_of_a_class_wait_until_it_is_registered() -> None:
     cls = source_with(sink)
     async with open_test_host() as test:
         sink.pause()
-        await source(test, cls).emit(1)
+        await test.host.namespace(cls).get_by_name("a").emit(1)
         await test.restart()
         sink.resume()
         await test.settle()
@@ -222,57 +228,49 @@ async def test_events_of_a_class_wait_until_it_is_registered() -> None:
 
 
 async def test_closing_delivers_what_becomes_durable_meanwhile() -> None:
-    sink = Sink()
-    cls = source_with(sink)
-    async with open_test_host() as test:
-        await source(test, cls).emit()
-        disk = take_over(test.host)
-        disk.pause()
-        emitting = asyncio.ensure_future(source(test, cls).emit_and_write(1))
-        await test.settle()
-        closing = asyncio.ensure_future(test.host.close(grace_ms=0))
-        await test.settle()
-        disk.resume()
+    async with open_bench() as bench:
+        await bench.source.emit()
+        bench.disk.pause()
+        emitting = asyncio.ensure_future(bench.source.emit_and_write(1))
+        await bench.test.settle()
+        closing = asyncio.ensure_future(bench.test.host.close(grace_ms=0))
+        await bench.test.settle()
+        bench.disk.resume()
         await results([closing, emitting])
-        assert sink.numbers == [1]
-        offered = sink.offered
-        await test.settle()
-        assert sink.offered == offered
+        assert bench.sink.numbers == [1]
+        offered = bench.sink.offered
+        await bench.test.settle()
+        assert bench.sink.offered == offered
 
 
 async def test_a_full_outbox_drops_and_counts() -> None:
-    sink = Sink()
-    sink.pause()
-    cls = source_with(sink)
     config = Config(storage=StorageConfig(outbox_events_max=10))
-    async with open_test_host(config=config) as test:
-        await source(test, cls).emit(*range(8))
-        await source(test, cls).emit(*range(8, 20))
-        stats = test.host.stats()
+    async with open_bench(config=config) as bench:
+        bench.sink.pause()
+        await bench.source.emit(*range(8))
+        await bench.source.emit(*range(8, 20))
+        stats = bench.test.host.stats()
         assert stats.events_waiting == 10
         assert stats.events_dropped == 10
-        sink.resume()
-        await test.settle()
-        assert sink.numbers == list(range(10))
-        await source(test, cls).emit(20)
-        await test.settle()
-        assert sink.numbers[-1] == 20
+        bench.sink.resume()
+        await bench.test.settle()
+        assert bench.sink.numbers == list(range(10))
+        await bench.source.emit(20)
+        await bench.test.settle()
+        assert bench.sink.numbers[-1] == 20
 
 
 async def test_events_that_fail_to_commit_take_up_no_room() -> None:
-    sink = Sink()
-    cls = source_with(sink)
     config = Config(storage=StorageConfig(outbox_events_max=10))
-    async with open_test_host(config=config) as test:
-        await source(test, cls).emit()
-        disk = take_over(test.host)
+    async with open_bench(config=config) as bench:
+        await bench.source.emit()
         for _ in range(3):
-            disk.failures.append(StorageFullError("commit", "full"))
-            await results([source(test, cls).emit(*range(10))])
-            await results([source(test, cls).emit_and_abort(1)])
-        await source(test, cls).emit(*range(10))
-        await test.settle()
-        assert sink.numbers == list(range(10))
+            bench.disk.failures.append(StorageFullError("commit", "full"))
+            await results([bench.source.emit(*range(10))])
+            await results([bench.source.emit_and_abort(1)])
+        await bench.source.emit(*range(10))
+        await bench.test.settle()
+        assert bench.sink.numbers == list(range(10))
 
 
 async def test_a_class_without_a_sink_emits_into_nothing() -> None:

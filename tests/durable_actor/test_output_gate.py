@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -14,7 +16,8 @@ from durable_actor import (
     StorageFullError,
     interleave,
 )
-from durable_actor.testing import open_test_host
+from durable_actor.storage.store import DriverKind
+from durable_actor.testing import TestHost, open_test_host
 from tests.support.drivers import take_over
 from tests.support.scene import Scene, results
 
@@ -92,260 +95,225 @@ class Account(DurableObject):
         await self.ctx.storage.transaction(change)
 
 
+class Bench:
+    """Two accounts in memory, the scene they play, and the disk below them."""
+
+    def __init__(self, test: TestHost, scene: Scene) -> None:
+        self.test = test
+        self.scene = scene
+        self.disk = take_over(test.host)  # until the host starts again
+        self.a = self.account("a")
+        self.b = self.account("b")
+
+    def account(self, name: str) -> Account:
+        return self.test.host.namespace(Account).get_by_name(name)
+
+
+@asynccontextmanager
+async def open_bench(driver: DriverKind = "thread") -> AsyncIterator[Bench]:
+    """Open a host; its accounts have been asked, and have written nothing yet."""
+    scene = Scene()
+    async with open_test_host(env={"scene": scene}, driver=driver) as test:
+        bench = Bench(test, scene)
+        await asyncio.gather(bench.a.balance(), bench.b.balance())
+        yield bench
+
+
 @pytest.mark.parametrize("driver", ["thread", "process"])
-async def test_a_reply_waits_for_the_writes_before_it(driver: str) -> None:
-    async with open_test_host(driver=driver) as test:  # type: ignore[arg-type]  # one of the two
-        account = test.host.namespace(Account).get_by_name("a")
-        await account.balance()
-        disk = take_over(test.host)
-        disk.pause()
-        reply = asyncio.ensure_future(account.deposit(5))
-        await test.settle()
+async def test_a_reply_waits_for_the_writes_before_it(driver: DriverKind) -> None:
+    async with open_bench(driver) as bench:
+        bench.disk.pause()
+        reply = asyncio.ensure_future(bench.a.deposit(5))
+        await bench.test.settle()
         assert not reply.done()
-        disk.resume()
+        bench.disk.resume()
         assert await reply == 5
 
 
 async def test_a_reply_that_only_read_waits_for_the_write_it_saw() -> None:
-    async with open_test_host() as test:
-        account = test.host.namespace(Account).get_by_name("a")
-        await account.balance()
-        disk = take_over(test.host)
-        disk.pause()
-        writing = asyncio.ensure_future(account.deposit(5))
-        reading = asyncio.ensure_future(account.balance())
-        await test.settle()
+    async with open_bench() as bench:
+        bench.disk.pause()
+        writing = asyncio.ensure_future(bench.a.deposit(5))
+        reading = asyncio.ensure_future(bench.a.balance())
+        await bench.test.settle()
         assert not reading.done()
-        disk.resume()
+        bench.disk.resume()
         assert await results([writing, reading]) == [5, 5]
 
 
 async def test_a_reply_that_rests_on_nothing_new_waits_for_nobody() -> None:
-    async with open_test_host() as test:
-        namespace = test.host.namespace(Account)
-        reader, writer = namespace.get_by_name("a"), namespace.get_by_name("b")
-        await asyncio.gather(reader.balance(), writer.balance())
-        disk = take_over(test.host)
-        disk.pause()
+    async with open_bench() as bench:
+        reader, writer = bench.a, bench.b
+        bench.disk.pause()
         writing = asyncio.ensure_future(writer.deposit(5))
         assert await reader.balance() == 0
-        disk.resume()
+        bench.disk.resume()
         await writing
 
 
 async def test_an_error_waits_for_the_writes_before_it() -> None:
-    async with open_test_host() as test:
-        account = test.host.namespace(Account).get_by_name("a")
-        await account.balance()
-        disk = take_over(test.host)
-        disk.pause()
-        reply = asyncio.ensure_future(account.fail_after_deposit(5))
-        await test.settle()
+    async with open_bench() as bench:
+        bench.disk.pause()
+        reply = asyncio.ensure_future(bench.a.fail_after_deposit(5))
+        await bench.test.settle()
         assert not reply.done()
-        disk.resume()
+        bench.disk.resume()
         with pytest.raises(ValueError, match="5"):
             await reply
-        assert await account.balance() == 5
+        assert await bench.a.balance() == 5
 
 
 async def test_a_call_inside_the_host_waits_only_where_it_leaves() -> None:
-    scene = Scene()
-    async with open_test_host(env={"scene": scene}) as test:
-        namespace = test.host.namespace(Account)
-        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
-        await asyncio.gather(a.balance(), b.balance())
-        disk = take_over(test.host)
-        disk.pause()
-        moving = asyncio.ensure_future(a.move(3, "b"))
-        await test.settle()
-        assert scene.log == ["b has 3"]  # b answered before the disk did
+    async with open_bench() as bench:
+        bench.disk.pause()
+        moving = asyncio.ensure_future(bench.a.move(3, "b"))
+        await bench.test.settle()
+        assert bench.scene.log == ["b has 3"]  # b answered before the disk did
         assert not moving.done()
-        disk.resume()
+        bench.disk.resume()
         assert await moving == 3
 
 
 async def test_an_answer_that_was_only_passed_on_waits_for_its_origin() -> None:
-    scene = Scene()
-    async with open_test_host(env={"scene": scene}) as test:
-        namespace = test.host.namespace(Account)
-        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
-        await asyncio.gather(a.balance(), b.balance())
-        disk = take_over(test.host)
-        disk.pause()
-        writing = asyncio.ensure_future(b.deposit(5))
-        looking = asyncio.ensure_future(a.look_at("b"))
-        await test.settle()
-        assert scene.log == ["b has 5"]
+    async with open_bench() as bench:
+        bench.disk.pause()
+        writing = asyncio.ensure_future(bench.b.deposit(5))
+        looking = asyncio.ensure_future(bench.a.look_at("b"))
+        await bench.test.settle()
+        assert bench.scene.log == ["b has 5"]
         assert not looking.done()
-        disk.resume()
+        bench.disk.resume()
         assert await results([writing, looking]) == [5, 5]
 
 
 async def test_sync_returns_once_the_write_is_durable() -> None:
-    scene = Scene()
-    async with open_test_host(env={"scene": scene}) as test:
-        account = test.host.namespace(Account).get_by_name("a")
-        await account.balance()
-        disk = take_over(test.host)
-        disk.pause()
-        reply = asyncio.ensure_future(account.deposit_and_sync(5))
-        await test.settle()
-        assert scene.log == []
-        disk.resume()
+    async with open_bench() as bench:
+        bench.disk.pause()
+        reply = asyncio.ensure_future(bench.a.deposit_and_sync(5))
+        await bench.test.settle()
+        assert bench.scene.log == []
+        bench.disk.resume()
         await reply
-        assert scene.log == ["synced"]
+        assert bench.scene.log == ["synced"]
 
 
 async def test_a_full_disk_fails_the_call_and_the_next_event_starts_from_disk() -> None:
-    async with open_test_host() as test:
-        account = test.host.namespace(Account).get_by_name("a")
-        await account.deposit(1)
-        disk = take_over(test.host)
-        disk.failures.append(FULL)
+    async with open_bench() as bench:
+        await bench.a.deposit(1)
+        bench.disk.failures.append(FULL)
         with pytest.raises(DurableActorError) as caught:
-            await account.deposit(5)
+            await bench.a.deposit(5)
         assert caught.value.outcome == "failed"
         assert caught.value.retryable
-        assert await account.balance() == 1
-        assert await account.deposit(1) == 2
-        assert test.host.state == "ok"
+        assert await bench.a.balance() == 1
+        assert await bench.a.deposit(1) == 2
+        assert bench.test.host.state == "ok"
 
 
 async def test_a_full_disk_spares_objects_that_did_not_depend_on_it() -> None:
-    async with open_test_host() as test:
-        namespace = test.host.namespace(Account)
-        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
-        await asyncio.gather(a.deposit(1), b.deposit(1))
-        disk = take_over(test.host)
-        disk.failures.append(FULL)
-        disk.pause()
-        writing = asyncio.ensure_future(a.deposit(5))
-        await test.settle()
-        reset_before = test.host.stats().reset
-        disk.resume()
+    async with open_bench() as bench:
+        await asyncio.gather(bench.a.deposit(1), bench.b.deposit(1))
+        bench.disk.failures.append(FULL)
+        bench.disk.pause()
+        writing = asyncio.ensure_future(bench.a.deposit(5))
+        await bench.test.settle()
+        reset_before = bench.test.host.stats().reset
+        bench.disk.resume()
         with pytest.raises(DurableActorError):
             await writing
-        assert await b.balance() == 1
-        assert test.host.stats().reset == reset_before + 1
+        assert await bench.b.balance() == 1
+        assert bench.test.host.stats().reset == reset_before + 1
 
 
 async def test_a_lost_write_also_breaks_who_heard_of_it() -> None:
-    scene = Scene()
-    async with open_test_host(env={"scene": scene}) as test:
-        namespace = test.host.namespace(Account)
-        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
-        await asyncio.gather(a.balance(), b.balance())
-        disk = take_over(test.host)
-        disk.failures.append(FULL)
-        disk.pause()
-        writing = asyncio.ensure_future(b.deposit(5))
-        looking = asyncio.ensure_future(a.look_and_wait("b"))
-        await test.settle()
-        assert scene.log == ["b has 5", "waiting"]
-        disk.resume()
+    async with open_bench() as bench:
+        bench.disk.failures.append(FULL)
+        bench.disk.pause()
+        writing = asyncio.ensure_future(bench.b.deposit(5))
+        looking = asyncio.ensure_future(bench.a.look_and_wait("b"))
+        await bench.test.settle()
+        assert bench.scene.log == ["b has 5", "waiting"]
+        bench.disk.resume()
         wrote, looked = await results([writing, looking])
         assert isinstance(wrote, DurableActorError)
         assert isinstance(looked, ObjectResetError)
         assert looked.outcome == "failed"
-        assert await a.look_at("b") == 0
+        assert await bench.a.look_at("b") == 0
 
 
 async def test_a_message_whose_sender_lost_its_write_is_not_delivered() -> None:
-    scene = Scene()
-    async with open_test_host(env={"scene": scene}) as test:
-        namespace = test.host.namespace(Account)
-        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
-        await asyncio.gather(a.balance(), b.balance())
-        disk = take_over(test.host)
-        disk.failures.append(FULL)
-        disk.pause()
-        busy = asyncio.ensure_future(b.wait("busy"))
-        await test.settle()
-        moving = asyncio.ensure_future(a.move(3, "b"))  # waits in b's line
-        await test.settle()
-        disk.resume()
+    async with open_bench() as bench:
+        bench.disk.failures.append(FULL)
+        bench.disk.pause()
+        busy = asyncio.ensure_future(bench.b.wait("busy"))
+        await bench.test.settle()
+        moving = asyncio.ensure_future(bench.a.move(3, "b"))  # waits in b's line
+        await bench.test.settle()
+        bench.disk.resume()
         moved = (await results([moving]))[0]
         assert isinstance(moved, ObjectResetError)
-        scene.open("busy")
+        bench.scene.open("busy")
         assert await busy == 0
-        await test.settle()
+        await bench.test.settle()
         # The debit was lost, so the credit must not happen.
-        assert [await a.balance(), await b.balance()] == [0, 0]
-        assert await b.ping() == "pong"
+        assert [await bench.a.balance(), await bench.b.balance()] == [0, 0]
+        assert await bench.b.ping() == "pong"
 
 
 async def test_a_message_of_a_detached_task_is_not_delivered_either() -> None:
-    scene = Scene()
-    async with open_test_host(env={"scene": scene}) as test:
-        namespace = test.host.namespace(Account)
-        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
-        await asyncio.gather(a.balance(), b.balance())
-        disk = take_over(test.host)
-        disk.failures.append(FULL)
-        disk.pause()
-        busy = asyncio.ensure_future(b.wait("busy"))
-        await test.settle()
-        moving = asyncio.ensure_future(a.move_detached(3, "b"))
-        await test.settle()
-        disk.resume()
+    async with open_bench() as bench:
+        bench.disk.failures.append(FULL)
+        bench.disk.pause()
+        busy = asyncio.ensure_future(bench.b.wait("busy"))
+        await bench.test.settle()
+        moving = asyncio.ensure_future(bench.a.move_detached(3, "b"))
+        await bench.test.settle()
+        bench.disk.resume()
         await results([moving])
-        scene.open("busy")
-        await results([busy, *scene.tasks])
-        assert [await a.balance(), await b.balance()] == [0, 0]
+        bench.scene.open("busy")
+        await results([busy, *bench.scene.tasks])
+        assert [await bench.a.balance(), await bench.b.balance()] == [0, 0]
 
 
 async def test_an_object_that_once_heard_of_a_lost_write_answers_again() -> None:
-    scene = Scene()
-    async with open_test_host(env={"scene": scene}) as test:
-        namespace = test.host.namespace(Account)
-        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
-        await asyncio.gather(a.balance(), b.balance())
-        disk = take_over(test.host)
-        disk.failures.append(FULL)
-        await results([b.deposit(5), a.look_at("b"), a.look_at("b")])
-        assert await a.ping() == "pong"
-        assert await a.look_at("b") == 0
+    async with open_bench() as bench:
+        bench.disk.failures.append(FULL)
+        await results([bench.b.deposit(5), bench.a.look_at("b"), bench.a.look_at("b")])
+        assert await bench.a.ping() == "pong"
+        assert await bench.a.look_at("b") == 0
 
 
 async def test_a_queued_call_behind_a_lost_write_was_not_executed() -> None:
-    scene = Scene()
-    async with open_test_host(env={"scene": scene}) as test:
-        account = test.host.namespace(Account).get_by_name("a")
-        await account.balance()
-        disk = take_over(test.host)
-        disk.failures.append(FULL)
-        disk.pause()
-        writing = asyncio.ensure_future(account.deposit(5))
-        running = asyncio.ensure_future(account.wait("running"))
-        queued = asyncio.ensure_future(account.deposit(7))
-        await test.settle()
-        disk.resume()
+    async with open_bench() as bench:
+        bench.disk.failures.append(FULL)
+        bench.disk.pause()
+        writing = asyncio.ensure_future(bench.a.deposit(5))
+        running = asyncio.ensure_future(bench.a.wait("running"))
+        queued = asyncio.ensure_future(bench.a.deposit(7))
+        await bench.test.settle()
+        bench.disk.resume()
         errors = await results([writing, running, queued])
         assert all(isinstance(error, DurableActorError) for error in errors)
         outcomes = [
             error.outcome for error in errors if isinstance(error, DurableActorError)
         ]
         assert outcomes == ["failed", "failed", "not_executed"]
-        assert await account.balance() == 0
+        assert await bench.a.balance() == 0
 
 
 async def test_any_other_storage_error_stops_the_host() -> None:
-    async with open_test_host() as test:
-        namespace = test.host.namespace(Account)
-        a, b = namespace.get_by_name("a"), namespace.get_by_name("b")
-        await asyncio.gather(a.deposit(1), b.deposit(1))
-        disk = take_over(test.host)
-        disk.failures.append(FAILED)
+    async with open_bench() as bench:
+        await asyncio.gather(bench.a.deposit(1), bench.b.deposit(1))
+        bench.disk.failures.append(FAILED)
         with pytest.raises(DurableActorError) as caught:
-            await a.deposit(5)
+            await bench.a.deposit(5)
         assert caught.value.outcome == "unknown"
-        assert test.host.failed.is_set()
-        assert test.host.state == "failed"
+        assert bench.test.host.failed.is_set()
+        assert bench.test.host.state == "failed"
         with pytest.raises(StorageFailedError):
-            await b.balance()
-        await test.restart()
-        namespace = test.host.namespace(Account)
-        assert await namespace.get_by_name("a").balance() == 1
+            await bench.b.balance()
+        await bench.test.restart()
+        assert await bench.account("a").balance() == 1
 
 
 async def test_a_reply_waits_for_the_transaction_whose_writes_it_saw() -> None:

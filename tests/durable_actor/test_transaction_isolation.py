@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -119,24 +120,28 @@ class Play:
         return answers[0]
 
 
-@pytest.mark.parametrize("end", ["fail", "roll back"])
-async def test_a_rollback_leaves_what_others_wrote_meanwhile(end: str) -> None:
+@asynccontextmanager
+async def open_play() -> AsyncIterator[Play]:
+    """Open a host with a desk, before the transaction begins."""
     scene = Scene()
     async with open_test_host(env={"scene": scene}) as test:
-        play = Play(test, scene)
+        yield Play(test, scene)
+
+
+@pytest.mark.parametrize("end", ["fail", "roll back"])
+async def test_a_rollback_leaves_what_others_wrote_meanwhile(end: str) -> None:
+    async with open_play() as play:
         await play.begin("write", end)
         assert await play.end() == "written"
         expected = {"beside": 1, "both": "beside", "more": 1}
         assert await play.desk.stored() == expected
-        await test.restart()
-        desk = test.host.namespace(Desk).get_by_name("a")
+        await play.test.restart()
+        desk = play.test.host.namespace(Desk).get_by_name("a")
         assert await desk.stored() == expected
 
 
 async def test_a_commit_keeps_both() -> None:
-    scene = Scene()
-    async with open_test_host(env={"scene": scene}) as test:
-        play = Play(test, scene)
+    async with open_play() as play:
         await play.begin("write", "commit")
         assert await play.end() == "written"
         expected = {"after": 1, "beside": 1, "both": "beside", "more": 1, "txn": 1}
@@ -144,36 +149,30 @@ async def test_a_commit_keeps_both() -> None:
 
 
 async def test_a_rollback_leaves_the_alarm_that_another_event_set() -> None:
-    scene = Scene()
-    async with open_test_host(env={"scene": scene}) as test:
-        play = Play(test, scene)
+    async with open_play() as play:
         await play.begin("set_alarm", "fail")
         assert await play.end() == "set"
         assert await play.desk.due_at() == START_MS + 60_000
-        await test.restart()
-        desk = test.host.namespace(Desk).get_by_name("a")
+        await play.test.restart()
+        desk = play.test.host.namespace(Desk).get_by_name("a")
         assert await desk.due_at() == START_MS + 60_000
 
 
 async def test_a_rollback_leaves_what_others_published() -> None:
     Desk.sink.taken.clear()
-    scene = Scene()
-    async with open_test_host(env={"scene": scene}) as test:
-        play = Play(test, scene)
+    async with open_play() as play:
         await play.begin("emit", "fail")
         assert await play.end() == "emitted"
         assert Desk.sink.taken == ["beside"]
-        page = await test.host.list_objects()
+        page = await play.test.host.list_objects()
         assert page.objects[0].attributes == {"from": "beside"}
 
 
 async def test_sync_beside_a_transaction_waits_until_it_can_be_true() -> None:
-    scene = Scene()
-    async with open_test_host(env={"scene": scene}) as test:
-        play = Play(test, scene)
-        disk = take_over(test.host)
+    async with open_play() as play:
+        disk = take_over(play.test.host)
         await play.begin("write_and_sync", "fail")
-        assert "synced" not in scene.log
+        assert "synced" not in play.scene.log
         groups = disk.groups
         assert await play.end() == "synced"
         assert disk.groups > groups
@@ -181,9 +180,7 @@ async def test_sync_beside_a_transaction_waits_until_it_can_be_true() -> None:
 
 
 async def test_an_answer_that_saw_a_transaction_waits_for_its_end() -> None:
-    scene = Scene()
-    async with open_test_host(env={"scene": scene}) as test:
-        play = Play(test, scene)
+    async with open_play() as play:
         await play.begin("read", "commit")
         assert not play.beside.done()
         assert await play.end() == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, closing
@@ -82,7 +83,21 @@ def change_file(directory: Path, *statements: tuple[str, Iterable[Any]]) -> None
             assert changed.rowcount != 0, f"nothing to change for {sql}"
 
 
+def change_format(directory: Path, number: int) -> None:
+    """Let a closed shard say that it has another format."""
+    sql = "UPDATE meta SET value = ? WHERE key = 'format'"
+    change_file(directory, (sql, [number]))
+
+
 def rows_of(directory: Path, sql: str) -> list[Any]:
     """Read a closed shard behind its back."""
     with closing(sqlite3.connect(directory / SHARD_NAME)) as db:
         return db.execute(sql).fetchall()
+
+
+def fill_disk(directory: Path, *, free_blocks: int) -> Path:
+    """Leave so little free of a file system; without this file there is room again."""
+    ballast = directory / "ballast"
+    free = os.statvfs(directory)
+    ballast.write_bytes(bytes((free.f_bavail - free_blocks) * free.f_bsize))
+    return ballast

@@ -61,6 +61,13 @@ class Outside:
 
         return work
 
+    async def at_work(self, **options: Any) -> Bench:
+        """Start a run, and return when its first step is under way."""
+        bench = await opened(self.make(), **options)
+        await bench.start("work")
+        await bench.settle()
+        return bench
+
 
 async def opened(*workflows: Any, **options: Any) -> Bench:
     bench = Bench(*workflows, **options)
@@ -226,9 +233,7 @@ async def test_a_queued_run_is_cancelled_at_once() -> None:
 
 async def test_a_running_run_is_cancelled_before_its_next_step() -> None:
     outside = Outside()
-    bench = await opened(outside.make())
-    await bench.start("work")
-    await bench.settle()
+    bench = await outside.at_work()
     assert (await bench.cancel("stop")).cancelled
     assert bench.status == Running(START_MS)
     outside.gate.set_result(None)
@@ -240,9 +245,7 @@ async def test_a_running_run_is_cancelled_before_its_next_step() -> None:
 
 async def test_a_cancel_that_was_answered_holds_after_a_crash() -> None:
     outside = Outside()
-    bench = await opened(outside.make())
-    await bench.start("work")
-    await bench.settle()
+    bench = await outside.at_work()
     assert (await bench.cancel("stop")).cancelled
     await bench.crash()
     assert bench.status == Cancelled(START_MS, "stop")
@@ -304,9 +307,7 @@ async def test_a_run_that_is_over_cannot_be_cancelled() -> None:
 
 async def test_an_interrupted_run_goes_on_after_a_delay() -> None:
     outside = Outside()
-    bench = await opened(outside.make(), recovery=Recovery(delay="2 seconds"))
-    await bench.start("work")
-    await bench.settle()
+    bench = await outside.at_work(recovery=Recovery(delay="2 seconds"))
     outside.gate.set_result(None)
     await bench.crash()
     await bench.settle()
@@ -321,9 +322,7 @@ async def test_an_interrupted_run_goes_on_after_a_delay() -> None:
 async def test_a_run_that_is_interrupted_again_and_again_is_given_up() -> None:
     outside = Outside()
     recovery = Recovery(max_attempts=3, delay="1 second")
-    bench = await opened(outside.make(), recovery=recovery)
-    await bench.start("work")
-    await bench.settle()
+    bench = await outside.at_work(recovery=recovery)
     for _ in range(4):
         await bench.crash()
         await bench.advance("1 minute")
@@ -337,9 +336,7 @@ async def test_a_restart_before_the_recovery_is_due_is_no_attempt() -> None:
     """Only a recovery that began can have failed, and no restart puts it off."""
     outside = Outside()
     recovery = Recovery(max_attempts=1, delay="10 seconds")
-    bench = await opened(outside.make(), recovery=recovery)
-    await bench.start("work")
-    await bench.settle()
+    bench = await outside.at_work(recovery=recovery)
     outside.gate.set_result(None)
     for _ in range(5):
         await bench.crash()
@@ -352,9 +349,7 @@ async def test_a_restart_before_the_recovery_is_due_is_no_attempt() -> None:
 
 async def test_a_recovery_is_counted_before_its_code_runs() -> None:
     outside = Outside()
-    bench = await opened(outside.make(), recovery=Recovery(max_attempts=2))
-    await bench.start("work")
-    await bench.settle()
+    bench = await outside.at_work(recovery=Recovery(max_attempts=2))
     for _ in range(3):
         await bench.crash()
         begun = len(outside.begun)
@@ -366,9 +361,7 @@ async def test_a_recovery_is_counted_before_its_code_runs() -> None:
 
 async def test_a_clock_that_was_put_back_delays_no_recovery_beyond_its_delay() -> None:
     outside = Outside()
-    bench = await opened(outside.make(), recovery=Recovery(delay="2 seconds"))
-    await bench.start("work")
-    await bench.settle()
+    bench = await outside.at_work(recovery=Recovery(delay="2 seconds"))
     outside.gate.set_result(None)
     await bench.crash()
     bench.clock.jump(START_MS - HOUR_MS)
@@ -380,9 +373,7 @@ async def test_a_clock_that_was_put_back_delays_no_recovery_beyond_its_delay() -
 async def test_only_durable_progress_sets_the_recovery_counter_back() -> None:
     """The name of the invariant is progress-resets-recovery."""
     outside = Outside()
-    bench = await opened(outside.make(), recovery=Recovery(max_attempts=2))
-    await bench.start("work")
-    await bench.settle()
+    bench = await outside.at_work(recovery=Recovery(max_attempts=2))
     counters = []
     for _ in range(2):
         await bench.crash()
@@ -577,9 +568,7 @@ async def durable_steps(bench: Bench) -> Any:
 
 async def test_a_run_at_work_keeps_its_alarm_while_the_host_drains() -> None:
     outside = Outside()
-    bench = await opened(outside.make())
-    await bench.start("work")
-    await bench.settle()
+    bench = await outside.at_work()
     bench.orchestrator.release(is_draining=True)
     await bench.settle()
     assert isinstance(bench.status, Running)
@@ -588,9 +577,7 @@ async def test_a_run_at_work_keeps_its_alarm_while_the_host_drains() -> None:
 
 async def test_a_run_stops_between_two_steps_when_the_host_drains() -> None:
     outside = Outside()
-    bench = await opened(outside.make())
-    await bench.start("work")
-    await bench.settle()
+    bench = await outside.at_work()
     bench.storage.commits_max = None
     bench.orchestrator.release(is_draining=True)
     outside.gate.set_result(None)
@@ -618,9 +605,7 @@ async def test_a_sleeping_run_is_let_go_when_memory_is_short() -> None:
 
 async def test_a_restart_is_not_counted_as_an_interruption() -> None:
     outside = Outside()
-    bench = await opened(outside.make(), recovery=Recovery(max_attempts=0))
-    await bench.start("work")
-    await bench.settle()
+    bench = await outside.at_work(recovery=Recovery(max_attempts=0))
     bench.orchestrator.release(is_draining=True)
     outside.gate.set_result(None)
     await bench.clock.settle()

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from durable_actor.storage.ports import ReadRange
-from durable_actor.storage.shard import Shard
-from tests.support.shards import shard_options
+from tests.support.shards import open_shard
 from tests.support.writer import OBJECTS, TURNS
 
 ROOT = Path(__file__).parents[3]
@@ -32,17 +31,16 @@ def run_writer(directory: Path, kind: str, failpoints: str) -> tuple[int, list[i
 
 async def turns_in(directory: Path) -> list[int]:
     """Return the turns that are there; each must be there whole."""
-    shard = await Shard.open(shard_options(directory))
     turns: list[int] = []
-    for num in range(1, OBJECTS + 1):
-        rows = await shard.read(ReadRange(num, "", None, 1_000, False))
-        keys = dict(rows)
-        mine = sorted(int(key[5:]) for key in keys if key.startswith("turn "))
-        assert all(keys[f"turn {turn}"] == b"%d" % turn for turn in mine)
-        newest = b"%d" % mine[-1] if mine else None
-        assert keys.get("first") == keys.get("last") == newest
-        turns += mine
-    await shard.drop()
+    async with open_shard(directory) as shard:
+        for num in range(1, OBJECTS + 1):
+            rows = await shard.read(ReadRange(num, "", None, 1_000, False))
+            keys = dict(rows)
+            mine = sorted(int(key[5:]) for key in keys if key.startswith("turn "))
+            assert all(keys[f"turn {turn}"] == b"%d" % turn for turn in mine)
+            newest = b"%d" % mine[-1] if mine else None
+            assert keys.get("first") == keys.get("last") == newest
+            turns += mine
     return sorted(turns)
 
 

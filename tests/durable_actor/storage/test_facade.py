@@ -8,7 +8,6 @@ import inspect
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,19 +46,6 @@ def sizes(*, large: bool) -> Iterator[None]:
             patch.setattr(kv, "PAGE_KEYS_MAX", 2)
             patch.setattr(overlay_module, "PARTIAL_CACHE_BYTES_MAX", 60)
         yield
-
-
-@pytest.fixture
-async def disk(tmp_path: Path) -> AsyncIterator[Disk]:
-    disk = Disk(tmp_path)
-    await disk.open()
-    yield disk
-    await disk.crash()
-
-
-@pytest.fixture
-async def owner(disk: Disk) -> Owner:
-    return await disk.activate()
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,19 +14,6 @@ from durable_actor.storage.overlay import Overlay, settle
 from tests.support.owners import Disk, Owner, broken
 
 ALARM = AlarmRow(10, 10)
-
-
-@pytest.fixture
-async def disk(tmp_path: Path) -> AsyncIterator[Disk]:
-    disk = Disk(tmp_path)
-    await disk.open()
-    yield disk
-    await disk.crash()
-
-
-@pytest.fixture
-async def owner(disk: Disk) -> Owner:
-    return await disk.activate()
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,8 @@ from durable_actor.storage.shard import Shard
 from durable_actor.storage.store import SHARD_NAME
 from tests.support.shards import (
     change_file,
+    change_format,
+    fill_disk,
     group_of,
     load_one,
     object_row,
@@ -191,9 +192,7 @@ async def test_a_second_opener_in_another_process_is_refused(tmp_path: Path) -> 
 async def test_a_later_format_is_refused_and_untouched(tmp_path: Path) -> None:
     async with open_shard(tmp_path) as shard:
         await shard.close()
-    change_file(
-        tmp_path, ("UPDATE meta SET value = ? WHERE key = 'format'", [FORMAT + 1])
-    )
+    change_format(tmp_path, FORMAT + 1)
     before = (tmp_path / SHARD_NAME).read_bytes()
 
     with pytest.raises(FormatTooNewError, match=f"format {FORMAT + 1}"):
@@ -515,31 +514,12 @@ async def test_on_a_full_disk_a_fold_is_rolled_back_and_works_later(
         assert len((await load_one(shard, 1)).keys) == 29
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 2 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(place)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system of its own: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 async def test_a_really_full_disk_refuses_commits_until_there_is_space(
     small_disk: Path,
 ) -> None:
     kept: dict[str, bytes] = {}
     async with open_shard(small_disk, wal_bytes_max=400_000) as shard:
-        ballast = small_disk / "ballast"
-        free = os.statvfs(small_disk)
-        ballast.write_bytes(bytes((free.f_bavail - 40) * free.f_bsize))
+        ballast = fill_disk(small_disk, free_blocks=40)
         ticket, refused = 1, 0
         while refused < 5:
             key, value = f"{ticket:04}", bytes(3_000)
@@ -569,9 +549,7 @@ async def test_a_full_disk_can_be_opened_and_read(small_disk: Path) -> None:
     async with open_shard(small_disk) as shard:
         await shard.commit(group_of(1, seal_of(1, {"a": b"1"})))
         await shard.close()
-    ballast = small_disk / "ballast"
-    free = os.statvfs(small_disk)
-    ballast.write_bytes(bytes((free.f_bavail - 20) * free.f_bsize))
+    fill_disk(small_disk, free_blocks=20)
 
     # Room for an epoch, not for the WAL's working size.
     async with open_shard(small_disk, wal_grow_bytes=1024 * 1024) as shard:
