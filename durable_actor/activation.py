@@ -17,27 +17,37 @@ Theory of operation
     `abort`), everyone who waits is told whether the call ran, and the host forgets it.
     The next event starts another one from the disk.
 
-Lifecycle: cold -> starting -> running -> cold, and broken from starting and running.
+What has a module of its own: where an activation stands (`lifecycle`), what it finds
+around it (`surroundings`), the event that runs and who waits for whom (`delivery`), the
+alarm (`alarm_delivery`), `block_concurrency_while` (`blocks`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import itertools
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
+from durable_actor.alarm_delivery import (
+    deliver_alarm,
+    retry_of,
+    take_over_owed_alarm,
+    tell_of_alarm,
+)
+from durable_actor.blocks import Blocks
 from durable_actor.clock import Clock, deadline
 from durable_actor.codec import clone
+from durable_actor.delivery import (
+    Delivery,
+    circle_of_waits,
+    current_delivery,
+    was_cancelled,
+)
 from durable_actor.entrypoints import ClassInfo, DurableObject
-from durable_actor.env import Env
 from durable_actor.errors import (
     BadArgumentsError,
     CorruptionError,
@@ -51,156 +61,28 @@ from durable_actor.errors import (
 )
 from durable_actor.gates import InputGate, OutputGate
 from durable_actor.ids import ObjectId
+from durable_actor.lifecycle import Lifecycle, moved
 from durable_actor.log import get_logger
-from durable_actor.mailbox import Envelope, Mailbox, MailboxBounds
-from durable_actor.replies import KeptReplies, KeptRepliesLimits
-from durable_actor.rpc import AlarmInfo
+from durable_actor.mailbox import Envelope, Mailbox
+from durable_actor.replies import KeptReplies
 from durable_actor.signals import Abort
 from durable_actor.state import DurableObjectState
-from durable_actor.storage.batch import AlarmRow
-from durable_actor.storage.committer import Committer
 from durable_actor.storage.facade import (
     DurableObjectStorage,
     is_beside_a_transaction,
 )
 from durable_actor.storage.kv import KeyValueLimits, LargeObject
 from durable_actor.storage.overlay import Overlay, settle
-from durable_actor.storage.ports import ShardDriver
+from durable_actor.surroundings import Surroundings
+from durable_actor.texts import check_attributes
 
 T = TypeVar("T")
+_E = TypeVar("_E", bound=ObjectError)
 
-ALARM_BACKOFF_DOUBLINGS_MAX = 9  # 2 s doubled nine times: about 17 minutes
-ALARM_JITTER = 0.25  # added, never taken away
-ATTRIBUTES_MAX = 16
-BLOCK_DEPTH_MAX = 64  # blocks inside blocks, as on Cloudflare
-ATTRIBUTE_CHARACTERS_MAX = 256
+_CHAIN_MAX = 500  # calls within calls: deeper is a recursion that does not end
+_ENDS_THE_PROGRAM = (SystemExit, KeyboardInterrupt, GeneratorExit)
 
 log = get_logger("durable_actor.objects")
-_delivery_numbers = itertools.count(1)
-
-
-class Lifecycle(Enum):
-    """Where an activation stands."""
-
-    COLD = "cold"
-    STARTING = "starting"
-    RUNNING = "running"
-    BROKEN = "broken"
-
-
-# from -> where it may go
-TRANSITIONS: Mapping[Lifecycle, frozenset[Lifecycle]] = {
-    Lifecycle.COLD: frozenset({Lifecycle.STARTING}),
-    Lifecycle.STARTING: frozenset({Lifecycle.RUNNING, Lifecycle.BROKEN}),
-    Lifecycle.RUNNING: frozenset({Lifecycle.COLD, Lifecycle.BROKEN}),
-    Lifecycle.BROKEN: frozenset(),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActivationSettings:
-    """What the configuration says about objects. Times in milliseconds."""
-
-    limits: KeyValueLimits = field(default_factory=KeyValueLimits)
-    bounds: MailboxBounds = field(default_factory=MailboxBounds)
-    constructor_timeout_ms: int = 30_000
-    alarm_retry_limit: int = 6
-    alarm_retry_base_ms: int = 2_000
-    replies: KeptRepliesLimits = field(default_factory=KeptRepliesLimits)
-
-
-@dataclass(slots=True)
-class ActivationCounters:
-    """What all activations of a host have done so far."""
-
-    calls: int = 0
-    calls_failed: int = 0
-    shed: int = 0
-    activated: int = 0
-    reset: int = 0
-    alarms_delivered: int = 0
-    alarms_failed: int = 0
-    alarms_abandoned: int = 0
-    events_dropped: int = 0
-
-
-class Surroundings(Protocol):
-    """What an activation needs from its host."""
-
-    committer: Committer
-    driver: ShardDriver
-    clock: Clock
-    random: random.Random
-    env: Env
-    settings: ActivationSettings
-    counters: ActivationCounters
-    context: contextvars.Context
-
-    def plan_turn_end(self, activation: Activation) -> None:
-        """Call `turn_ended` once the running step is over."""
-
-    def plan_drain(self, activation: Activation) -> None:
-        """Call `drain` in a task that runs nothing else meanwhile."""
-
-    def forget(self, activation: Activation) -> None:
-        """The activation is broken: let the next event start another one."""
-
-    def alarm_changed(self, object_id: ObjectId, due_at_ms: int | None) -> None:
-        """A change of the alarm is durable."""
-
-    def alarm_owed(self, object_id: ObjectId, alarm: AlarmRow) -> None:
-        """A handler broke its activation; deliver the alarm again like this."""
-
-    def alarm_undelivered(self, object_id: ObjectId) -> None:
-        """The activation broke before its alarm was delivered; remind it again."""
-
-    def take_owed_alarm(self, object_id: ObjectId) -> AlarmRow | None:
-        """Return what `alarm_owed` left for this object."""
-
-    def reserve_event(self) -> bool:
-        """Take room for one event in the outbox, if there is any."""
-
-    def release_events(self, count: int) -> None:
-        """Give room back: these events are in the outbox now, or are lost."""
-
-
-class Delivery(msgspec.Struct, eq=False):
-    """One event while it runs. Tasks that the handler starts belong to it as well."""
-
-    activation: Activation
-    label: str
-    before: tuple[int, ...]  # the deliveries that wait for this one
-    task: asyncio.Task[Any] | None
-    number: int = msgspec.field(default_factory=_delivery_numbers.__next__)
-    # What the handler itself awaits, and where, for finding deadlocks.
-    awaits: tuple[Activation, Envelope] | None = None
-
-    @property
-    def chain(self) -> tuple[int, ...]:
-        """The deliveries that wait for what this one asks for."""
-        return (*self.before, self.number)
-
-
-# The delivery that the running code belongs to, if any.
-current_delivery: contextvars.ContextVar[Delivery | None] = contextvars.ContextVar(
-    "durable_actor_delivery", default=None
-)
-
-
-class _Block:
-    """One call of `block_concurrency_while`, and the one it was made in."""
-
-    __slots__ = ("depth", "parent", "task")
-
-    def __init__(self, parent: _Block | None) -> None:
-        self.parent = parent
-        self.depth: int = 1 if parent is None else parent.depth + 1
-        self.task: asyncio.Future[Any]
-
-
-_current_block: contextvars.ContextVar[_Block | None] = contextvars.ContextVar(
-    "durable_actor_block", default=None
-)
 
 
 class Activation:
@@ -210,7 +92,7 @@ class Activation:
         "_admitter",
         "_alarm_is_queued",
         "_background",
-        "_blocking",
+        "_blocks",
         "_drainer",
         "_events_reserved",
         "_held_answers",
@@ -260,7 +142,7 @@ class Activation:
         self._drainer: asyncio.Task[None] | None = None  # the task it runs in
         self._tasks: set[asyncio.Task[Any]] | None = None
         self._background: set[asyncio.Future[Any]] | None = None
-        self._blocking: list[_Block] | None = None
+        self._blocks: Blocks | None = None
         self._kept: KeptReplies | None = None
         self._alarm_is_queued = False
         self._events_reserved = 0  # room taken in the outbox by what is not sealed
@@ -332,7 +214,7 @@ class Activation:
             predecessor_ticket: The last ticket of the activation before this one; what
                 it sealed must be settled before the disk is read.
         """
-        self._move(Lifecycle.STARTING)
+        self.lifecycle = moved(self.lifecycle, Lifecycle.STARTING)
         self._input.hold()
         self._spawn(self._start(predecessor_ticket), "start")
 
@@ -370,7 +252,9 @@ class Activation:
                 refusal = line.refusal(envelope.size_bytes, now)
                 self._check_room(refusal is not None, refusal or "")
         if envelope.sender is not None and not envelope.is_internal:
-            self._check_deadlock(envelope.sender)
+            circle = circle_of_waits(envelope.sender, self)
+            if circle is not None:
+                raise self._about_me(ObjectDeadlockError, circle)
         line.put(envelope, now)
         if not self._is_draining:
             self._pump()
@@ -393,7 +277,7 @@ class Activation:
     def evict(self) -> None:
         """Let go of the object; the next event activates it again."""
         assert self.is_idle, "only an idle object can be evicted"
-        self._move(Lifecycle.COLD)
+        self.lifecycle = moved(self.lifecycle, Lifecycle.COLD)
         if self._overlay is not None:
             # A task that nobody told us of must not write beside the next activation.
             reason = "the object was evicted; keep tasks alive with ctx.wait_until"
@@ -416,7 +300,7 @@ class Activation:
         """
         if self.lifecycle in (Lifecycle.BROKEN, Lifecycle.COLD):
             return
-        self._move(Lifecycle.BROKEN)
+        self.lifecycle = moved(self.lifecycle, Lifecycle.BROKEN)
         self._host.counters.reset += 1
         self._reset = self._reset_error(reason, outcome)
         log.warning("object.reset", object=repr(self.id), reason=reason)
@@ -425,9 +309,10 @@ class Activation:
             self._overlay.break_off(self._reset)
             alarm = self._overlay.running_alarm
             if alarm is not None:
-                self._host.alarm_owed(self.id, self._retry(alarm, counts=counts))
+                retry = retry_of(alarm, self._host, counts=counts)
+                self._host.reminders.owe(self.id, retry)
         if self._alarm_is_queued:
-            self._host.alarm_undelivered(self.id)
+            self._host.reminders.undelivered(self.id)
         for _, envelope in running:
             envelope.fail(self._reset_error(reason, outcome))
         for envelope in self._held_answers or ():
@@ -477,7 +362,7 @@ class Activation:
             alarm_before = overlay.alarm_ticket
             self._output.depend_on(overlay.seal(self._host.clock))
             if overlay.alarm_ticket != alarm_before:
-                self._tell_alarm(overlay)
+                tell_of_alarm(self._host, self.id, overlay)
             if self._events_reserved and not overlay.is_in_transaction:
                 count, self._events_reserved = self._events_reserved, 0
                 release = self._host.release_events
@@ -530,22 +415,7 @@ class Activation:
     def set_attributes(self, attributes: Mapping[str, str]) -> None:
         """Publish a few texts in the directory, with this turn."""
         assert self._overlay is not None
-        if len(attributes) > ATTRIBUTES_MAX:
-            message = f"at most {ATTRIBUTES_MAX} attributes, got {len(attributes)}"
-            raise ValueError(message)
-        for key, value in attributes.items():
-            given: tuple[object, ...] = (key, value)
-            for text in given:
-                if (
-                    not isinstance(text, str)
-                    or len(text) > ATTRIBUTE_CHARACTERS_MAX
-                    or not is_unicode(text)
-                ):
-                    message = (
-                        f"attribute {key!a}: key and value must be text of at most"
-                        f" {ATTRIBUTE_CHARACTERS_MAX} characters"
-                    )
-                    raise ValueError(message)
+        check_attributes(attributes)
         self._overlay.set_attributes(attributes)
         if is_beside_a_transaction(self._overlay):
             self._overlay.outlast(attributes=True)
@@ -555,22 +425,15 @@ class Activation:
         self, callback: Callable[[], Awaitable[T]]
     ) -> asyncio.Future[T]:
         """Run `callback` with the input gate held."""
-        block = _Block(_current_block.get())
-        if block.depth > BLOCK_DEPTH_MAX:
-            reason = "block_concurrency_while calls are nested too deeply"
-            self.break_off(reason, outcome="failed", counts=True)
-            raise self._reset_error(reason, "failed")
-        if self._blocking is None:
-            self._blocking = []
-        siblings = [b.task for b in self._blocking if b.parent is block.parent]
-        self._input.hold()
-        task = asyncio.get_running_loop().create_task(
-            self._block(callback, block, siblings), name=f"block {self.id!r}"
+        if self._blocks is None:
+            limit_ms = self._host.settings.constructor_timeout_ms
+            self._blocks = Blocks(self._host.clock, limit_ms)
+        task = self._blocks.begin(
+            callback, self._block_failed, name=f"block {self.id!r}"
         )
-        block.task = task
-        self._blocking.append(block)
+        self._input.hold()
         self._track(task)
-        task.add_done_callback(lambda _: self._unblock(block))
+        task.add_done_callback(self._block_ended)
         return task
 
     def wait_until(self, awaitable: Awaitable[T]) -> asyncio.Future[T]:
@@ -618,7 +481,7 @@ class Activation:
             if isinstance(raised, _ENDS_THE_PROGRAM):
                 raise
         else:
-            self._move(Lifecycle.RUNNING)
+            self.lifecycle = moved(self.lifecycle, Lifecycle.RUNNING)
             self._host.counters.activated += 1
             self._input.release()
 
@@ -634,18 +497,7 @@ class Activation:
             # Opened by its id, or woken by its alarm: it still knows its name.
             self.id = ObjectId(self.id.namespace, self.id.raw, loaded.row.name)
         self._overlay = Overlay(self._host.committer, self.id, self.info.name, loaded)
-        owed = self._host.take_owed_alarm(self.id)
-        stored = loaded.alarm
-        if (
-            owed is not None
-            and stored is not None
-            and stored.scheduled_at_ms == owed.scheduled_at_ms
-        ):
-            self._overlay.set_alarm(owed)
-            if owed.counted > self._host.settings.alarm_retry_limit:
-                self._overlay.set_alarm(None)
-                self._host.counters.alarms_abandoned += 1
-                log.warning("alarm.abandoned", object=repr(self.id), tries=owed.counted)
+        if take_over_owed_alarm(self._host, self.id, self._overlay):
             self.wrote()
 
     async def _construct(self) -> None:
@@ -655,19 +507,19 @@ class Activation:
         delivery = Delivery(self, "constructor", (), asyncio.current_task())
         current_delivery.set(delivery)
         self._instance = self.info.cls(ctx, self._host.env)
-        while self._blocking:
-            await asyncio.shield(self._blocking[0].task)
+        while self._blocks:
+            await asyncio.shield(self._blocks.first)
         self.end_turn()
 
     def _refuse(self, error: DurableActorError) -> None:
         """Fail everyone with one error, and start afresh for the next event."""
-        self._move(Lifecycle.BROKEN)
+        self.lifecycle = moved(self.lifecycle, Lifecycle.BROKEN)
         log.error("object.corrupt", object=repr(self.id), error=str(error))
         for envelope in self._take_waiting():
             envelope.fail(error)
         self._host.forget(self)
         if self._alarm_is_queued:
-            self._host.alarm_undelivered(self.id)
+            self._host.reminders.undelivered(self.id)
 
     # -- delivery -----------------------------------------------------------------
 
@@ -759,7 +611,7 @@ class Activation:
         except asyncio.CancelledError:
             if self._reset is not None:
                 raise
-            if _is_cancelled():
+            if was_cancelled():
                 # Not by us: the loop is ended around us.
                 self.break_off("the event loop is ending")
                 raise
@@ -869,30 +721,6 @@ class Activation:
             self._host.counters.shed += 1
             raise self._about_me(ObjectOverloadedError, why)
 
-    def _check_deadlock(self, sender: Delivery) -> None:
-        """Refuse a wait that closes a circle of objects that wait for each other.
-
-        Only waits of the handlers themselves count; what a handler awaits through other
-        tasks may still go on, and is bounded by the mailbox's age.
-        """
-        if asyncio.current_task() is not sender.task:
-            return
-        names = [repr(self.id)]
-        before = self.delivery_before(None)
-        for _ in range(_CIRCLE_MAX):
-            if before is sender:
-                circle = " waits for ".join(names)
-                raise self._about_me(
-                    ObjectDeadlockError,
-                    f"{sender.label} of {sender.activation.id!r} would wait for"
-                    f" {circle}, for ever",
-                )
-            if before is None or before.awaits is None:
-                return
-            place, envelope = before.awaits
-            names.append(repr(place.id))
-            before = place.delivery_before(envelope)
-
     def delivery_before(self, envelope: Envelope | None) -> Delivery | None:
         """Return the delivery that has to end before an event here is answered.
 
@@ -912,78 +740,18 @@ class Activation:
                 return delivery
         return None
 
-    # -- alarms -------------------------------------------------------------------
-
     async def _deliver_alarm(self) -> None:
-        assert self._overlay is not None
-        assert self._instance is not None
-        overlay, counters = self._overlay, self._host.counters
+        overlay, instance = self._overlay, self._instance
+        assert overlay is not None
+        assert instance is not None
         try:
-            alarm = overlay.stored_alarm
-            if alarm is None or alarm.due_at_ms > self._host.clock.now_ms():
-                return
-            overlay.begin_alarm()
-            overlay.outlast(alarm=True)
-            info = AlarmInfo(
-                retry_count=alarm.retries,
-                is_retry=alarm.retries > 0,
-                scheduled_at_ms=alarm.scheduled_at_ms,
-            )
-            handler: Any = self._instance.alarm  # type: ignore[attr-defined]  # it has one
-            retry = None
-            try:
-                await (handler(info) if self.info.alarm_takes_info else handler())
-                counters.alarms_delivered += 1
-            except (Exception, asyncio.CancelledError):
-                if self._reset is not None or _is_cancelled():
-                    raise
-                counters.alarms_failed += 1
-                log.exception(
-                    "alarm.failed", object=repr(self.id), retries=alarm.retries
-                )
-                if alarm.counted < self._host.settings.alarm_retry_limit:
-                    retry = self._retry(alarm, counts=True)
-                else:
-                    counters.alarms_abandoned += 1
-                    log.warning(
-                        "alarm.abandoned", object=repr(self.id), tries=alarm.counted + 1
-                    )
-            overlay.end_alarm(retry)
-            overlay.outlast(alarm=True)
-            self.wrote()
+            if await deliver_alarm(self._host, self.id, overlay, instance, self.info):
+                self.wrote()
         finally:
             self._alarm_is_queued = False
             if self.lifecycle is Lifecycle.RUNNING:
                 self.end_turn()
-                self._tell_alarm(overlay)
-
-    def _retry(self, alarm: AlarmRow, *, counts: bool) -> AlarmRow:
-        """Return the alarm as it is tried again, later each time."""
-        settings = self._host.settings
-        doublings = min(alarm.retries, ALARM_BACKOFF_DOUBLINGS_MAX)
-        delay_ms = settings.alarm_retry_base_ms << doublings
-        delay_ms += int(delay_ms * ALARM_JITTER * self._host.random.random())
-        return AlarmRow(
-            due_at_ms=self._host.clock.now_ms() + delay_ms,
-            scheduled_at_ms=alarm.scheduled_at_ms,
-            retries=alarm.retries + 1,
-            counted=alarm.counted + (1 if counts else 0),
-        )
-
-    def _tell_alarm(self, overlay: Overlay) -> None:
-        """Tell the wheel of the alarm, once the seal that set it is durable."""
-        alarm = overlay.stored_alarm
-        due_at_ms = None if alarm is None else alarm.due_at_ms
-        host, object_id, ticket = self._host, self.id, overlay.alarm_ticket
-
-        def tell(failure: StorageError | None) -> None:
-            if failure is None:
-                host.alarm_changed(object_id, due_at_ms)
-            else:
-                # The disk still has the alarm before; the object will look at it.
-                host.alarm_undelivered(object_id)
-
-        host.committer.when_durable(ticket, tell)
+                tell_of_alarm(self._host, self.id, overlay)
 
     # -- the rest -----------------------------------------------------------------
 
@@ -996,36 +764,14 @@ class Activation:
             except StorageError as error:
                 self.break_off(str(error))
 
-    async def _block(
-        self,
-        callback: Callable[[], Awaitable[T]],
-        block: _Block,
-        siblings: list[asyncio.Future[Any]],
-    ) -> T:
-        _current_block.set(block)
-        if siblings and not siblings[-1].done():
-            await asyncio.wait([siblings[-1]])
-        limit_ms = self._host.settings.constructor_timeout_ms
-        scope: asyncio.Timeout | None = None
-        try:
-            async with deadline(self._host.clock, limit_ms) as scope:
-                return await callback()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            if scope is not None and scope.expired():
-                outcome: Outcome = "unknown"
-                reason = f"block_concurrency_while took more than {limit_ms} ms"
-            else:
-                outcome = "failed"
-                reason = f"block_concurrency_while failed: {_describe(error)}"
-            self.break_off(reason, outcome=outcome, counts=True)
-            raise self._reset_error(reason, "failed") from error
+    def _block_failed(self, reason: str, outcome: Outcome) -> ObjectResetError:
+        self.break_off(reason, outcome=outcome, counts=True)
+        return self._reset_error(reason, "failed")
 
-    def _unblock(self, block: _Block) -> None:
-        if self._blocking is not None:
-            self._blocking.remove(block)
-        _retrieve(block.task)
+    def _block_ended(self, task: asyncio.Task[Any]) -> None:
+        assert self._blocks is not None, "the last one ends them"
+        self._blocks.end(task)
+        self._blocks = self._blocks or None  # an idle object keeps no empty list
         self._input.release()
 
     def _background_done(self, future: asyncio.Future[Any]) -> None:
@@ -1072,10 +818,6 @@ class Activation:
             self._tasks.discard(task)
             self._tasks = self._tasks or None  # an idle object keeps no empty set
 
-    def _move(self, to: Lifecycle) -> None:
-        assert to in TRANSITIONS[self.lifecycle], f"{self.lifecycle} -> {to}"
-        self.lifecycle = to
-
     def _reset_error(self, reason: str, outcome: Outcome) -> ObjectResetError:
         return ObjectResetError(
             reason,
@@ -1092,27 +834,6 @@ class Activation:
             object_name=self.id.name,
             object_id=str(self.id),
         )
-
-
-_E = TypeVar("_E", bound=ObjectError)
-_CHAIN_MAX = 500  # calls within calls: deeper is a recursion that does not end
-_CIRCLE_MAX = 1_000  # deliveries that wait for each other, looked at for a deadlock
-_ENDS_THE_PROGRAM = (SystemExit, KeyboardInterrupt, GeneratorExit)
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it has no lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _is_cancelled() -> bool:
-    """Whether someone cancelled this task, and did not merely raise in it."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _describe(error: BaseException) -> str:

@@ -1,8 +1,11 @@
-"""The host: the map from id to activation, and everything they share.
+"""The host: everything the objects of one process share.
 
 `Host` is the embedded face of the package and a `Router`. It opens a data directory,
 activates objects when events come, lets idle ones go, reminds them of their alarms,
 carries their events to the sinks, and stops everything when a write fails.
+
+What has a module of its own: which objects are in memory (`residents`), what they share
+in a round of the loop (`rounds`), that none misses its alarm (`reminders`).
 
 It installs no signal handlers, no log configuration and no event loop policy: it is a
 guest in the program that embeds it.
@@ -11,35 +14,19 @@ guest in the program that embeds it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import os
 import random
-from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from durable_actor.activation import (
-    Activation,
-    ActivationCounters,
-    ActivationSettings,
-    Lifecycle,
-    current_delivery,
-    is_unicode,
-)
-from durable_actor.alarms import AlarmWheel
-from durable_actor.clock import Clock, SystemClock, Timer, deadline
+from durable_actor.clock import Clock, SystemClock, deadline
 from durable_actor.codec import clone
 from durable_actor.config import Config
-from durable_actor.directory import (
-    HostStats,
-    ObjectEntry,
-    ObjectPage,
-    make_cursor,
-    open_cursor,
-)
+from durable_actor.delivery import Place, current_delivery
+from durable_actor.directory import HostStats, ObjectPage
 from durable_actor.entrypoints import ClassInfo, DurableObject
 from durable_actor.env import Env
 from durable_actor.errors import (
@@ -52,36 +39,35 @@ from durable_actor.errors import (
     StorageFailedError,
     StorageFullError,
 )
-from durable_actor.ids import IdSpace, ObjectId
+from durable_actor.ids import ObjectId
+from durable_actor.lifecycle import Lifecycle
+from durable_actor.listing import read_page
 from durable_actor.log import get_logger
-from durable_actor.mailbox import Envelope, MailboxBounds
+from durable_actor.mailbox import Envelope
 from durable_actor.namespace import DurableObjectNamespace
 from durable_actor.outbox import Outbox
 from durable_actor.recurring import Every, Recurring
-from durable_actor.replies import KeptRepliesLimits
+from durable_actor.reminders import Reminders
+from durable_actor.residents import Residents
+from durable_actor.rounds import Rounds
 from durable_actor.rpc import CallOptions
-from durable_actor.storage.batch import AlarmRow, Seal
+from durable_actor.storage.batch import Seal
 from durable_actor.storage.committer import Committer
-from durable_actor.storage.kv import KeyValueLimits
 from durable_actor.storage.ports import (
     ExpireReplies,
-    ReadAlarms,
-    ReadDirectory,
     ReadStatus,
     ShardDriver,
     ShardOptions,
 )
 from durable_actor.storage.store import SHARD_NAME, DriverKind, Store, open_store
+from durable_actor.surroundings import ActivationCounters, ActivationSettings
+from durable_actor.texts import check_request_id
 
 T = TypeVar("T", bound=DurableObject)
 HostState = Literal["ok", "full", "failed"]
 
 _CLOSE_GRACE_MS = 25_000
 _EVENTS_GRACE_SECONDS = 1.0  # what has not left by then leaves at the next start
-_REQUEST_ID_CHARACTERS_MAX = 256  # four UUIDs and some words
-_CANCEL_SECONDS = 2.0  # what was cancelled has so long to clean up
-_DRAINS_MAX = 64  # objects drained in one go; then other callbacks have their turn
-_SWEEP_PARTS = 4  # looks for idle objects so often in the time they may idle
 
 log = get_logger("durable_actor.host")
 
@@ -129,7 +115,7 @@ class Host:
         self._storage_uri = storage_uri
         self.clock: Clock = clock or SystemClock()
         self.random = rng or random.Random()  # noqa: S311  # jitter, not secrets
-        self.settings = _settings(self._config)
+        self.settings = ActivationSettings.of(self._config)
         self.counters = ActivationCounters()
         self.context = contextvars.Context()
         self._bindings: dict[str, object] = dict(env or {})
@@ -137,23 +123,21 @@ class Host:
         self.failed = asyncio.Event()
         self.failure: StorageError | None = None
         self._classes: dict[str, ClassInfo] = {}
-        self._spaces: dict[str, IdSpace] = {}
-        self._resident: dict[bytes, Activation] = {}
-        self._drains: deque[Activation] = deque()  # those with events in their line
-        # Invariant: a task to drain them is planned, or under way and not suspended,
-        # or there are none.
-        self._drain_is_planned = False
-        self._drainers: set[asyncio.Task[None]] = set()
-        self._turns: list[Activation] = []  # those whose turn ends after this step
-        self._owed_alarms: dict[bytes, AlarmRow] = {}
-        self._parked_alarms: dict[str, dict[ObjectId, int]] = {}
-        # The last ticket of a broken activation, until the next one has started.
-        self._last_tickets: dict[bytes, int] = {}
+        self._rounds = Rounds(self.context)
+        self._residents = Residents(
+            self,
+            idle_ms=self._config.objects.idle_ms,
+            objects_max=self._config.objects.resident_max,
+            cache_bytes_max=self._config.storage.cache_bytes_max,
+        )
+        # Asked for each event, and so without a method in between.
+        self._activation = self._residents.activation
+        self.plan_turn_end = self._rounds.plan_turn_end
+        self.plan_drain = self._rounds.plan_drain
+        self.forget = self._residents.forget
         self._is_draining = False
         self._is_open = False
-        self._sweep_timer: Timer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
         self.recurring = Recurring()
         self._sizes: Mapping[str, int] = {}  # of storage, sampled now and then
         self._store: Store
@@ -164,11 +148,11 @@ class Host:
             self.random,
             events_max=self._config.storage.outbox_events_max,
         )
-        self._wheel = AlarmWheel(
+        self.reminders = Reminders(
             self.clock,
-            fill=self._due_alarms,
-            fire=self._fire_alarm,
+            wake=self._wake,
             window_ms=self._config.alarms.window_ms,
+            pause_ms=self._config.alarms.retry_base_ms,
         )
         for cls in classes:
             self.register(cls)
@@ -216,14 +200,13 @@ class Host:
             group_rows_max=storage.group_rows_max,
         )
         self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
         self._is_open = True
         try:
             await self._outbox.start(self.committer, self.driver)
         except BaseException:
             await self.drop()
             raise
-        self._wheel.start()
+        self.reminders.start(self.committer, self.driver)
         self.recurring.add("expire replies", Every("1 hour"), self.expire_replies)
         self.recurring.add("sample storage", Every("15 seconds"), self.sample_storage)
         self.recurring.start()
@@ -242,12 +225,12 @@ class Host:
         """
         self._is_draining = True
         self.recurring.stop()
-        await self._wheel.stop()
-        for activation in list(self._resident.values()):
+        await self.reminders.stop()
+        for activation in self._residents:
             activation.release(is_draining=True)
         try:
             async with deadline(self.clock, grace_ms):
-                while any(not a.is_idle for a in self._resident.values()):
+                while any(not a.is_idle for a in self._residents):
                     if self.failure is not None:
                         return False
                     await self._some_activity()
@@ -260,13 +243,12 @@ class Host:
         if not self._is_open:
             return
         await self.drain(grace_ms)
-        await self._let_go_of_all("the host is closing")
+        await self._residents.let_go_of_all("the host is closing")
         if self.failure is None:
             await self._settled(self.committer.last_ticket)
             await self._outbox.flush(_EVENTS_GRACE_SECONDS)
         self._is_open = False
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
+        self._residents.stop_sweeping()
         await self._outbox.stop()
         try:
             await self.committer.close()
@@ -285,12 +267,11 @@ class Host:
         """
         self._is_open = False
         self._is_draining = True
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
+        self._residents.stop_sweeping()
         self.recurring.stop()
-        await self._wheel.stop()
+        await self.reminders.stop()
         await self._outbox.stop()
-        await self._let_go_of_all("the host was dropped")
+        await self._residents.let_go_of_all("the host was dropped")
         await self.committer.drop()
         self._store.release()
 
@@ -335,11 +316,9 @@ class Host:
                 raise ConfigError(message)
             return
         self._classes[name] = ClassInfo(cls, name)
-        self._spaces[name] = IdSpace(name)
         if cls.event_sink is not None:
             self._outbox.register(name, cls.event_sink)
-        for object_id, due_at_ms in self._parked_alarms.pop(name, {}).items():
-            self._wheel.remind(object_id, due_at_ms)
+        self.reminders.class_is_known(name)
 
     def bind(self, name: str, value: object) -> None:
         """Let objects find something as `env.NAME`: a namespace, or any value.
@@ -404,7 +383,7 @@ class Host:
             clone(kwargs) if kwargs else kwargs,
         )
         if options.request_id is not None:
-            envelope.request_id = _check_request_id(options.request_id)
+            envelope.request_id = check_request_id(options.request_id)
         sender = current_delivery.get()
         if sender is not None and sender.activation.lifecycle is Lifecycle.COLD:
             sender = None  # code that outlived its object is a caller like any other
@@ -440,15 +419,14 @@ class Host:
     async def evict(self, object_id: ObjectId) -> bool:
         """Let an object go from memory if it is idle; was it there, and is it gone?"""
         self._check_use()
-        activation = self._resident.get(object_id.raw)
+        activation = self._residents.find(object_id)
         if activation is None:
             return False
         await self.committer.wait(activation.end_turn())
         await asyncio.sleep(0)
         if not activation.is_idle:
             return False
-        activation.evict()
-        del self._resident[object_id.raw]
+        self._residents.evict(activation)
         return True
 
     async def list_objects(
@@ -473,33 +451,14 @@ class Host:
             ValueError: A wrong limit or cursor.
         """
         self._check_use()
-        if not 1 <= limit <= 1_000:  # noqa: PLR2004  # named in the docstring
-            message = f"limit must be between 1 and 1000, got {limit}"
-            raise ValueError(message)
-        with contextlib.suppress(StorageFullError):
-            # With a full disk the page shows what was folded before; reads go on.
-            await self.committer.fold()
-        rows = await self.driver.read(
-            ReadDirectory(
-                object_class, prefix, dict(where or {}), open_cursor(cursor), limit + 1
-            )
-        )
-        entries = [
-            ObjectEntry(
-                object_class=entry.row.object_class,
-                name=entry.row.name,
-                id=entry.row.id.hex(),
-                created_at_ms=entry.row.created_at_ms,
-                used_at_ms=entry.row.used_at_ms,
-                size_bytes=entry.size_bytes,
-                alarm_at_ms=entry.alarm_at_ms,
-                attributes=entry.row.attributes,
-            )
-            for entry in rows[:limit]
-        ]
-        more = len(rows) > limit
-        return ObjectPage(
-            objects=entries, cursor=make_cursor(entries[-1]) if more else None
+        return await read_page(
+            self.committer,
+            self.driver,
+            object_class,
+            prefix=prefix,
+            where=where or {},
+            limit=limit,
+            cursor=cursor,
         )
 
     async def delete(self, object_id: ObjectId) -> bool:
@@ -509,7 +468,7 @@ class Host:
         """
         self._check_use()
         self._end_for_deletion(object_id)
-        await self._settled(self._last_tickets.get(object_id.raw, 0))
+        await self._settled(self._residents.last_ticket(object_id))
         loaded = await self.committer.load(object_id.raw)
         if not loaded.num:
             return False
@@ -517,9 +476,8 @@ class Host:
         # go on with what is deleted under it.
         self._end_for_deletion(object_id)
         ticket = self.committer.seal(Seal(num=loaded.num, deleted=True), object_id.raw)
-        self._last_tickets[object_id.raw] = ticket
-        self._wheel.set(object_id, None)
-        self._owed_alarms.pop(object_id.raw, None)
+        self._residents.start_after(object_id, ticket)
+        self.reminders.deleted(object_id)
         await self.committer.wait(ticket)
         return True
 
@@ -531,7 +489,7 @@ class Host:
 
     def stats(self) -> HostStats:
         """Return counters and sizes, without touching the disk."""
-        resident = list(self._resident.values())
+        resident = list(self._residents)
         waiting = [activation.waiting for activation in resident]
         counters = self.counters
         return HostStats(
@@ -547,7 +505,7 @@ class Host:
             alarms_delivered=counters.alarms_delivered,
             alarms_failed=counters.alarms_failed,
             alarms_abandoned=counters.alarms_abandoned,
-            alarms_near=len(self._wheel),
+            alarms_near=len(self.reminders),
             groups_committed=self.committer.groups,
             turns_committed=self.committer.seals,
             durable_ticket=self.committer.durable_ticket,
@@ -573,87 +531,7 @@ class Host:
         status = await self.driver.read(ReadStatus())
         return {name: getattr(status, name) for name in status.__struct_fields__}
 
-    # -- what activations ask (activation.Surroundings) -----------------------------
-
-    def plan_turn_end(self, activation: Activation) -> None:
-        """End the activation's turn as soon as the running step is over.
-
-        One callback serves all objects that write in the same round of the loop. The
-        first of them plans it; for the others it comes earlier than their own would,
-        but never before the end of their step.
-        """
-        if not self._turns:
-            asyncio.get_running_loop().call_soon(self._end_turns)
-        self._turns.append(activation)
-
-    def plan_drain(self, activation: Activation) -> None:
-        """Let the activation run the events in its line.
-
-        One task drains the objects that have events in this round of the loop, one
-        after the other. Before it begins with one it plans another task for the rest,
-        so whoever suspends has its task to itself and holds nobody up; a thousand that
-        do not suspend share a few tasks.
-        """
-        self._drains.append(activation)
-        if not self._drain_is_planned:
-            self._plan_drain()
-
-    def _plan_drain(self) -> None:
-        self._drain_is_planned = True
-        task = asyncio.get_running_loop().create_task(
-            self._drain(), name="drain", context=self.context.copy()
-        )
-        self._drainers.add(task)
-        task.add_done_callback(self._drainers.discard)
-
-    async def _drain(self) -> None:
-        self._drain_is_planned = False
-        task = asyncio.current_task()
-        assert task is not None
-        fresh, drains = contextvars.copy_context(), self._drains
-        for _ in range(_DRAINS_MAX):
-            if not drains:
-                return
-            activation = drains.popleft()
-            if drains and not self._drain_is_planned:
-                self._plan_drain()
-            await activation.drain(task)
-            # What a handler left behind must not reach the next object's.
-            if task.cancelling() or contextvars.copy_context() != fresh:
-                break
-        if drains and not self._drain_is_planned:
-            self._plan_drain()
-
-    def _end_turns(self) -> None:
-        turns, self._turns = self._turns, []
-        for activation in turns:
-            activation.turn_ended()
-
-    def forget(self, activation: Activation) -> None:
-        """Let the next event start another activation."""
-        raw = activation.id.raw
-        if self._resident.get(raw) is activation:
-            del self._resident[raw]
-            self._last_tickets[raw] = activation.ticket
-
-    def alarm_changed(self, object_id: ObjectId, due_at_ms: int | None) -> None:
-        """Move the reminder; the change is durable."""
-        self._wheel.set(object_id, due_at_ms)
-
-    def alarm_owed(self, object_id: ObjectId, alarm: AlarmRow) -> None:
-        """Remember how to deliver an alarm again whose handler broke the activation."""
-        self._owed_alarms[object_id.raw] = alarm
-
-    def alarm_undelivered(self, object_id: ObjectId) -> None:
-        """Remind an object again whose alarm could not be delivered."""
-        owed = self._owed_alarms.get(object_id.raw)
-        delay_ms = self.settings.alarm_retry_base_ms
-        due_at_ms = self.clock.now_ms() + delay_ms if owed is None else owed.due_at_ms
-        self._wheel.remind(object_id, due_at_ms)
-
-    def take_owed_alarm(self, object_id: ObjectId) -> AlarmRow | None:
-        """Return what `alarm_owed` left."""
-        return self._owed_alarms.pop(object_id.raw, None)
+    # -- what activations ask (surroundings.Surroundings) ----------------------------
 
     def reserve_event(self) -> bool:
         """Take room for one event in the outbox, if there is any."""
@@ -665,24 +543,8 @@ class Host:
 
     # -- inside ---------------------------------------------------------------------
 
-    async def _let_go_of_all(self, reason: str) -> None:
-        """End every activation, and wait for the tasks of those that were at work."""
-        tasks: list[asyncio.Future[Any]] = []
-        for activation in list(self._resident.values()):
-            if activation.is_idle:
-                activation.evict()
-            else:
-                tasks += activation.pending_tasks
-                activation.break_off(reason)
-        self._resident.clear()
-        here = asyncio.current_task()
-        ending = [task for task in tasks if task is not here]
-        if ending:
-            # One that ignores its cancellation is left to itself.
-            await asyncio.wait(ending, timeout=_CANCEL_SECONDS)
-
     def _end_for_deletion(self, object_id: ObjectId) -> None:
-        activation = self._resident.get(object_id.raw)
+        activation = self._residents.find(object_id)
         if activation is not None:
             activation.end_turn()
             activation.break_off("the object was deleted", outcome="failed")
@@ -718,16 +580,7 @@ class Host:
             )
             raise HostMisuseError(message)
 
-    def _activation(self, target: ObjectId, info: ClassInfo) -> Activation:
-        activation = self._resident.get(target.raw)
-        if activation is None:
-            activation = Activation(self, info, target)
-            self._resident[target.raw] = activation
-            self._plan_sweep()
-            activation.start(self._last_tickets.pop(target.raw, 0))
-        return activation
-
-    async def _answer(self, envelope: Envelope, activation: Activation) -> object:
+    async def _answer(self, envelope: Envelope, activation: Place) -> object:
         sender = envelope.sender
         if sender is None:
             return await envelope.reply
@@ -739,27 +592,14 @@ class Host:
         finally:
             sender.awaits = None
 
-    def _fire_alarm(self, object_id: ObjectId, due_at_ms: int) -> None:
+    def _wake(self, object_id: ObjectId) -> bool:
+        """Let an object look at its alarm, if its class is known."""
         info = self._classes.get(object_id.namespace)
         if info is None:
-            # Its class comes with a later register(), or is gone from the application.
-            self._parked_alarms.setdefault(object_id.namespace, {})[object_id] = (
-                due_at_ms
-            )
-            return
+            return False
         if self._is_open and self.failure is None:
             self._activation(object_id, info).fire_alarm()
-
-    async def _due_alarms(
-        self, after_ms: int, until_ms: int, limit: int
-    ) -> list[tuple[ObjectId, int]]:
-        # What is not folded yet would be missed by the index.
-        await self.committer.fold()
-        found = await self.driver.read(ReadAlarms(after_ms, until_ms, limit))
-        return [
-            (ObjectId(alarm.object_class, alarm.id, alarm.name), alarm.due_at_ms)
-            for alarm in found
-        ]
+        return True
 
     def _storage_failed(self, error: StorageError, first_failed: int) -> None:
         """Break every activation whose memory is ahead of the disk."""
@@ -767,7 +607,7 @@ class Host:
         if not is_full:
             self.failure = error
             self.failed.set()
-        for activation in list(self._resident.values()):
+        for activation in self._residents:
             if activation.ticket >= first_failed or not is_full:
                 activation.break_off(
                     str(error), outcome="failed" if is_full else "unknown"
@@ -783,7 +623,7 @@ class Host:
 
     async def _some_activity(self) -> None:
         """Return when something may have become idle."""
-        busy = [a for a in self._resident.values() if not a.is_idle]
+        busy = [a for a in self._residents if not a.is_idle]
         waits = [task for activation in busy for task in activation.pending_tasks]
         if waits:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -791,70 +631,3 @@ class Host:
             # Only a commit is missing.
             await self._settled(self.committer.last_ticket)
             await asyncio.sleep(0)
-
-    def _plan_sweep(self) -> None:
-        if self._sweep_timer is not None or not self._resident:
-            return  # a host that nobody uses has nothing to look for
-        idle_ms = self._config.objects.idle_ms
-        at_ms = self.clock.now_ms() + max(idle_ms // _SWEEP_PARTS, 1)
-        self._sweep_timer = self.clock.call_at(at_ms, self._sweep)
-
-    def _sweep(self) -> None:
-        """Let go of what is idle for long, or of the oldest if memory is short."""
-        self._sweep_timer = None
-        if not self._is_open:
-            return
-        objects, storage = self._config.objects, self._config.storage
-        idle_since_ms = self.clock.now_ms() - objects.idle_ms
-        resident = list(self._resident.values())
-        idle = [activation for activation in resident if activation.is_idle]
-        too_many = len(resident) - objects.resident_max
-        too_large = sum(a.cached_bytes for a in resident) - storage.cache_bytes_max
-        if too_many > 0 or too_large > 0:
-            idle.sort(key=lambda activation: activation.used_at_ms)
-            if too_many > len(idle):
-                # Not enough are idle: ask the others, and look again next time.
-                for activation in resident:
-                    activation.release(is_draining=False)
-        for activation in idle:
-            is_old = activation.used_at_ms <= idle_since_ms
-            if is_old or too_many > 0 or too_large > 0:
-                too_many -= 1
-                too_large -= activation.cached_bytes
-                activation.evict()
-                del self._resident[activation.id.raw]
-        self._plan_sweep()
-
-
-def _settings(config: Config) -> ActivationSettings:
-    storage, objects, alarms = config.storage, config.objects, config.alarms
-    return ActivationSettings(
-        limits=KeyValueLimits(
-            key_bytes_max=storage.key_bytes_max,
-            value_bytes_max=storage.value_bytes_max,
-            batch_entries_max=storage.batch_entries_max,
-        ),
-        bounds=MailboxBounds(
-            events_max=objects.mailbox_events_max,
-            bytes_max=objects.mailbox_bytes_max,
-            age_ms_max=objects.mailbox_age_ms_max,
-        ),
-        constructor_timeout_ms=objects.constructor_timeout_ms,
-        alarm_retry_limit=alarms.retry_limit,
-        alarm_retry_base_ms=alarms.retry_base_ms,
-        replies=KeptRepliesLimits(
-            ttl_ms=storage.reply_ttl_ms, replies_max=storage.replies_per_object_max
-        ),
-    )
-
-
-def _check_request_id(request_id: str) -> str:
-    if not 0 < len(request_id) <= _REQUEST_ID_CHARACTERS_MAX or not is_unicode(
-        request_id
-    ):
-        message = (
-            f"request_id must be text of 1 to {_REQUEST_ID_CHARACTERS_MAX} characters,"
-            f" got {request_id!a:.60}"
-        )
-        raise ValueError(message)
-    return request_id

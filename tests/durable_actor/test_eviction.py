@@ -193,4 +193,4 @@ async def test_a_host_without_objects_sets_no_timer_for_them() -> None:
     async with open_test_host() as test:
         await counter(test).increment()
         await test.advance("1 minute")
-        assert test.host._sweep_timer is None
+        assert test.host._residents._sweep_timer is None
