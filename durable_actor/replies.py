@@ -131,9 +131,8 @@ class KeptReplies:
             before = self._committer.pending(self._id.raw)
             rows = await self._driver.read(ReadReplies(self._overlay.num))
             found = {row.request_id: row for row in rows}
-            for change in (before, self._committer.pending(self._id.raw)):
-                if change is not None:
-                    found |= {row.request_id: row for row in change.replies or ()}
+            for change in (*before, *self._committer.pending(self._id.raw)):
+                found |= {row.request_id: row for row in change.replies or ()}
         if self._known is None:
             self._known = found
         return self._known

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from durable_actor.errors import DecodeError
+from durable_actor.storage.sql.wal import WalSegment
 
 # Field names as they are stored: one letter, since every seal repeats them.
 _SHORT = {
@@ -27,6 +28,7 @@ _SHORT = {
     "events": "e",
     "replies": "p",
     "delivered": "x",
+    "database": "q",
 }
 
 
@@ -67,6 +69,16 @@ class EventRow(Struct, frozen=True, array_like=True, gc=False):
     data: bytes
 
 
+class DatabaseTurn(Struct, frozen=True, array_like=True, gc=False):
+    """What a turn did in the object's own database, if its class has one."""
+
+    id: bytes
+    at_ms: int
+    segment: WalSegment | None = None  # the pages it changed
+    # The bookmark to go back to when the object next starts; "" for none after all.
+    restore: str | None = None
+
+
 class Seal(Struct, omit_defaults=True, rename=_SHORT, gc=False):
     """One turn's writes of one object; all of it becomes durable, or nothing.
 
@@ -83,6 +95,7 @@ class Seal(Struct, omit_defaults=True, rename=_SHORT, gc=False):
     events: tuple[EventRow, ...] = ()
     replies: tuple[ReplyRow, ...] = ()
     delivered: tuple[int, ...] = ()  # places in the outbox that have arrived
+    database: DatabaseTurn | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()

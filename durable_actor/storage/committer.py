@@ -23,22 +23,41 @@ Promises
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from msgspec import UNSET
 
-from durable_actor.errors import StorageError, StorageFailedError, StorageFullError
+from durable_actor.errors import (
+    CorruptionError,
+    HostClosedError,
+    StorageError,
+    StorageFailedError,
+    StorageFullError,
+)
 from durable_actor.log import get_logger
 from durable_actor.storage.batch import EventRow, Seal, encode_batch
 from durable_actor.storage.fold import ObjectChange
-from durable_actor.storage.ports import Group, Loaded, LoadObjects, ShardDriver
+from durable_actor.storage.ports import (
+    ENTRY_BYTES,
+    HYDRATE_BYTES_MAX,
+    Group,
+    Loaded,
+    LoadObjects,
+    ReadRange,
+    ShardDriver,
+)
+from durable_actor.storage.sql.wal import WalPosition
+from durable_actor.storage.watches import Watch, Watches
 
 T = TypeVar("T")
 Settled = Callable[[StorageError | None], None]
 
 _IDLE_FOLD_SECONDS = 0.05  # a pause this long is a good moment to fold
 _FULL_RETRY_SECONDS = 1.0
+_PAGE_KEYS = 1_000  # of an object whose whole state a watch needs
+_LOG_TIMES_MAX = 4  # of its bound in bytes; then commits wait for the fold
 _LOG_SEALS_MAX = 100_000  # beside its bytes: tiny seals are slow to replay at a start
 
 log = get_logger("durable_actor.storage")
@@ -64,12 +83,14 @@ class Committer:
         *,
         on_failure: Callable[[StorageError, int], None],
         on_events: Callable[[Sequence[EventRow]], None] = lambda _: None,
+        on_folded: Callable[[bytes, WalPosition], None] = lambda _, __: None,
         log_bytes_max: int = 8 * 1024 * 1024,
         group_rows_max: int = 256,
     ) -> None:
         self._driver = driver
         self._on_failure = on_failure
         self._on_events = on_events
+        self._on_folded = on_folded  # pages of this object's database, up to there
         self._log_bytes_max = log_bytes_max
         self._group_rows_max = group_rows_max
         self.last_ticket = driver.opened.last_ticket
@@ -98,6 +119,8 @@ class Committer:
         self._load_tasks: set[asyncio.Task[None]] = set()
         self.groups = 0
         self.seals = 0
+        self.watches = Watches()
+        self.cached_bytes = 0  # of all objects in memory, told by their overlays
 
     def new_num(self) -> int:
         """Return a number that no object has had."""
@@ -186,12 +209,30 @@ class Committer:
         self._loading.append((raw_id, answer))
         return await answer
 
-    def pending(self, raw_id: bytes) -> ObjectChange | None:
-        """Return what is durable of an object but may not be in the tables yet."""
-        fresh, folding = self._fresh.get(raw_id), self._folding.get(raw_id)
-        if fresh is None or folding is None:
-            return fresh or folding
-        return folding.lay_over(fresh)
+    def pending(self, raw_id: bytes) -> tuple[ObjectChange, ...]:
+        """Return what is durable of an object but may not be in the tables yet.
+
+        The older change comes first. None of them is a copy: what becomes durable later
+        is seen in them, too.
+        """
+        found = self._folding.get(raw_id), self._fresh.get(raw_id)
+        return tuple(change for change in found if change is not None)
+
+    def unsettled(self, raw_id: bytes) -> Iterator[Seal]:
+        """Return the seals of an object that are not durable yet, oldest first."""
+        for group in (self._in_flight_group, self._gathering):
+            if group is not None:
+                for owner, seal in zip(group.raw_ids, group.seals, strict=True):
+                    if owner == raw_id:
+                        yield seal
+
+    def watch(self, raw_id: bytes, prefix: str = "") -> Watch:
+        """Return what becomes durable of an object from now on."""
+
+        async def read_state(prefix: str) -> Mapping[str, bytes]:
+            return await self._read_state(raw_id, prefix)
+
+        return self.watches.open(raw_id, prefix, read_state)
 
     async def fold(self) -> None:
         """Bring everything that is durable now into the tables.
@@ -224,6 +265,7 @@ class Committer:
             if self._in_flight is None:
                 break  # failed, or dropped: nothing is flushed any more
             await asyncio.wait([self._in_flight])
+        self.watches.end(HostClosedError("the host is closed"))
         if self._fold_task is not None:
             await asyncio.wait([self._fold_task])
         self._cancel_fold_timer()
@@ -245,6 +287,7 @@ class Committer:
             await asyncio.wait(tasks)
         gathered, self._gathering = self._gathering, _Gathering()
         _tell(gathered.settled, self.failure)
+        self.watches.end(HostClosedError("the host was dropped"))
 
     # -- commit ------------------------------------------------------------
 
@@ -275,6 +318,7 @@ class Committer:
 
     async def _commit(self, group: _Gathering, last_ticket: int) -> None:
         try:
+            await self._room_in_log()
             batch = encode_batch(group.seals)
             row = Group(self._committed_ticket + 1, last_ticket, batch)
             await self._driver.commit(row)
@@ -296,11 +340,23 @@ class Committer:
         self.seals += len(group.seals)
         self._log_bytes += len(batch)
         self._log_seals += len(group.seals)
-        self._remember(group)
+        self._remember(group, last_ticket)
         # The next group may start before anyone hears of this one.
         self._flush()
         _tell(group.settled, None)
         self._plan_fold()
+
+    async def _room_in_log(self) -> None:
+        """Return when the fold has caught up, if it was far behind.
+
+        What is not folded is in memory, and is replayed at a start; a writer that is
+        faster than the fold must not make it grow without end.
+        """
+        log_bytes_max = self._log_bytes_max * _LOG_TIMES_MAX
+        while self._fold_task is not None and self._log_bytes > log_bytes_max:
+            await asyncio.wait([self._fold_task])
+            if self.failure is not None:
+                raise self.failure
 
     def _give_up(self, group: _Gathering, error: StorageError) -> None:
         """A commit failed: so do its seals and all that came after them."""
@@ -317,6 +373,8 @@ class Committer:
             log.error(
                 "storage.commit_failed", operation=error.operation, error=str(error)
             )
+            if self.failure is not None:
+                self.watches.end(self.failure)
             try:
                 self._on_failure(error, first_failed)
             except Exception:
@@ -331,8 +389,11 @@ class Committer:
 
     # -- what is not folded --------------------------------------------------
 
-    def _remember(self, group: _Gathering) -> None:
+    def _remember(self, group: _Gathering, last_ticket: int) -> None:
         fresh = self._fresh
+        if self.watches.by_id:
+            first_ticket = last_ticket - len(group.seals) + 1
+            self.watches.tell(group.raw_ids, group.seals, first_ticket)
         for raw_id, seal in zip(group.raw_ids, group.seals, strict=True):
             if seal.num:
                 change = fresh.get(raw_id)
@@ -394,8 +455,11 @@ class Committer:
             return failure
         self._log_bytes -= folded_bytes
         self._log_seals -= folded_seals
-        self._folding = {}
+        folded, self._folding = self._folding, {}
         self._fold_task = None
+        for raw_id, change in folded.items():
+            if change.position is not None:
+                self._on_folded(raw_id, change.position)
         if self._fresh:
             self._plan_fold()
         return None
@@ -421,7 +485,36 @@ class Committer:
             return
         for (raw, answer), loaded, earlier in zip(asked, found, before, strict=True):
             if not answer.done():
-                answer.set_result(_overlay(loaded, earlier, self.pending(raw)))
+                answer.set_result(_overlay(loaded, *earlier, *self.pending(raw)))
+
+    async def _read_state(self, raw_id: bytes, prefix: str) -> Mapping[str, bytes]:
+        """Return the keys with a prefix; what becomes durable meanwhile may be missing.
+
+        Taken before anything else, what is not folded stays right however much of it is
+        folded while the pages are read.
+        """
+        pending = self.pending(raw_id)
+        loaded = await self.load(raw_id)
+        if loaded.damage is not None:
+            raise CorruptionError(loaded.damage)
+        state: dict[str, bytes | None] = dict(loaded.keys)
+        start = None if loaded.complete else prefix
+        while start is not None:
+            query = ReadRange(loaded.num, start, None, _PAGE_KEYS, reverse=False)
+            page = await self._driver.read(query)
+            state.update(page.rows)
+            ended_at = page.ended_at
+            is_beyond = ended_at is None or not ended_at.startswith(prefix)
+            start = None if is_beyond else f"{ended_at}\x00"
+        for change in pending:
+            if change.cleared:
+                state = {}
+            state.update(change.keys)
+        return {
+            key: value
+            for key, value in state.items()
+            if value is not None and key.startswith(prefix)
+        }
 
 
 def _tell(callbacks: Iterable[Callable[[T], None]], news: T) -> None:
@@ -438,18 +531,24 @@ def _unexpected(operation: str, error: BaseException) -> StorageFailedError:
     return StorageFailedError(operation, f"{type(error).__name__}: {error}")
 
 
-def _overlay(loaded: Loaded, *changes: ObjectChange | None) -> Loaded:
-    """Return an object as the tables had it with later changes on top."""
+def _overlay(loaded: Loaded, *changes: ObjectChange) -> Loaded:
+    """Return an object as the tables had it with later changes on top.
+
+    Of a large object only what was loaded is brought up to date: whoever asks for the
+    rest lays the changes over it then.
+    """
     num, row, alarm = loaded.num, loaded.row, loaded.alarm
+    position, restore = loaded.position, loaded.restore
     complete, keys, damage = loaded.complete, loaded.keys, loaded.damage
     for change in changes:
-        if change is None:
-            continue
         if change.deleted:
             num, row, alarm, damage = 0, None, None, None
+            position, restore = None, ""
         if change.cleared:
             complete, keys = True, {}
-        for key, value in change.keys.items():
+        news = change.keys if complete else [key for key in keys if key in change.keys]
+        for key in news:
+            value = change.keys[key]
             if value is None:
                 keys.pop(key, None)
             else:
@@ -458,6 +557,27 @@ def _overlay(loaded: Loaded, *changes: ObjectChange | None) -> Loaded:
             num, row = change.num, change.row
         if change.alarm is not UNSET:
             alarm = change.alarm
+        position = change.position or position
+        restore = restore if change.restore is None else change.restore
+    if complete:
+        complete, keys = _cut(keys)
     return Loaded(
-        num=num, row=row, alarm=alarm, complete=complete, keys=keys, damage=damage
+        num=num,
+        row=row,
+        alarm=alarm,
+        complete=complete,
+        keys=keys,
+        damage=damage,
+        position=position,
+        restore=restore,
     )
+
+
+def _cut(keys: dict[str, bytes]) -> tuple[bool, dict[str, bytes]]:
+    """Return so many keys as may be loaded at once, and whether that is all of them."""
+    size_bytes = 0
+    for count, (key, value) in enumerate(keys.items()):
+        size_bytes += len(key) + len(value) + ENTRY_BYTES
+        if size_bytes > HYDRATE_BYTES_MAX:
+            return False, dict(islice(keys.items(), count))
+    return True, keys

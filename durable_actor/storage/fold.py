@@ -23,6 +23,7 @@ from msgspec import UNSET, UnsetType
 
 from durable_actor.storage.batch import (
     AlarmRow,
+    DatabaseTurn,
     EventRow,
     ObjectRow,
     ReplyRow,
@@ -30,6 +31,8 @@ from durable_actor.storage.batch import (
     decode_batch,
 )
 from durable_actor.storage.integrity import value_crc
+from durable_actor.storage.order import KeyOrder
+from durable_actor.storage.sql.wal import WalPosition
 
 CHUNK_ROWS_MAX = 512  # a chunk this size delays a commit by a few milliseconds
 CHUNK_BYTES_MAX = 1024 * 1024  # so does one with values of this size together
@@ -42,7 +45,18 @@ _Row = TypeVar("_Row")
 class ObjectChange:
     """The newest of everything that some seals say about one object."""
 
-    __slots__ = ("alarm", "cleared", "deleted", "keys", "num", "replies", "row")
+    __slots__ = (
+        "_order",
+        "alarm",
+        "cleared",
+        "deleted",
+        "keys",
+        "num",
+        "position",
+        "replies",
+        "restore",
+        "row",
+    )
 
     def __init__(self) -> None:
         self.num = 0
@@ -52,6 +66,17 @@ class ObjectChange:
         self.row: ObjectRow | None = None
         self.alarm: AlarmRow | UnsetType | None = UNSET
         self.replies: list[ReplyRow] | None = None
+        self.position: WalPosition | None = None  # where the database's WAL ends
+        self.restore: str | None = None  # see DatabaseTurn
+        self._order: KeyOrder | None = None
+
+    def keys_between(
+        self, start: str, end: str | None, *, reverse: bool = False
+    ) -> Iterator[str]:
+        """Return the keys in [start, end), in order; those that are gone, too."""
+        if self._order is None:
+            self._order = KeyOrder(self.keys)
+        return self._order.between(start, end, reverse=reverse)
 
     def add(self, seal: Seal) -> None:
         """Play one later seal on top."""
@@ -59,13 +84,19 @@ class ObjectChange:
         if seal.cleared or seal.deleted:
             self.cleared = True
             self.keys = dict(seal.keys)
+            self._order = None
         elif seal.keys:
             self.keys.update(seal.keys)
+            if self._order is not None:
+                for key in seal.keys:
+                    self._order.note(key)
         if seal.deleted:
             self.deleted = True
             self.row = None
             self.alarm = None
             self.replies = None
+            self.position = None
+            self.restore = None
         if seal.row is not None:
             self.row = seal.row
         if seal.alarm is not UNSET:
@@ -74,6 +105,14 @@ class ObjectChange:
             if self.replies is None:
                 self.replies = []
             self.replies += seal.replies
+        if seal.database is not None:
+            self._add_database(seal.database)
+
+    def _add_database(self, turn: DatabaseTurn) -> None:
+        if turn.segment is not None:
+            self.position = turn.segment.position
+        if turn.restore is not None:
+            self.restore = turn.restore
 
     def lay_over(self, later: ObjectChange) -> ObjectChange:
         """Return a new change: this one, then `later` on top."""
@@ -88,11 +127,16 @@ class ObjectChange:
             if change.deleted:
                 result.deleted = True
                 result.row, result.replies = None, None
+                result.position, result.restore = None, None
             result.row = change.row if change.row is not None else result.row
             if change.alarm is not UNSET:
                 result.alarm = change.alarm
             if change.replies:
                 result.replies = [*(result.replies or ()), *change.replies]
+            if change.position is not None:
+                result.position = change.position
+            if change.restore is not None:
+                result.restore = change.restore
         return result
 
 
@@ -103,11 +147,22 @@ class Merged:
     objects: dict[int, ObjectChange] = field(default_factory=dict)
     events: list[EventRow] = field(default_factory=list)
     delivered: list[int] = field(default_factory=list)
+    # The turns of objects with a database, each with its ticket.
+    databases: dict[int, list[tuple[int, DatabaseTurn]]] = field(default_factory=dict)
+    # The ids of objects with a database that were deleted; before any turn above.
+    deleted_databases: list[bytes] = field(default_factory=list)
 
-    def play(self, batch: bytes) -> None:
+    def play(self, batch: bytes, first_ticket: int = 0) -> None:
         """Play one later batch on top."""
         objects = self.objects
-        for seal in decode_batch(batch):
+        for ticket, seal in enumerate(decode_batch(batch), first_ticket):
+            if seal.deleted:
+                self.databases.pop(seal.num, None)
+                if seal.database is not None:
+                    self.deleted_databases.append(seal.database.id)
+            elif seal.database is not None:
+                turns = self.databases.setdefault(seal.num, [])
+                turns.append((ticket, seal.database))
             if seal.num:
                 change = objects.get(seal.num)
                 if change is None:
@@ -146,11 +201,13 @@ def chunks(merged: Merged) -> Iterator[list[Statement]]:
             (f"DELETE FROM object WHERE num IN ({marks})", [*part]),
             (f"DELETE FROM alarm WHERE object IN ({marks})", [*part]),
             (f"DELETE FROM reply WHERE object IN ({marks})", [*part]),
+            (f"DELETE FROM database WHERE object IN ({marks})", [*part]),
         ]
     yield from _key_chunks(merged, nums)
     yield from _row_chunks(merged, nums)
     yield from _alarm_chunks(merged, nums)
     yield from _reply_chunks(merged, nums)
+    yield from _database_chunks(merged, nums)
     yield from _outbox_chunks(merged)
 
 
@@ -231,6 +288,30 @@ def _reply_chunks(merged: Merged, nums: Sequence[int]) -> Iterator[list[Statemen
         values: list[Parameter] = []
         for num, reply in rows:
             values += (num, reply.request_id, reply.reply, reply.expires_at_ms)
+        yield [(sql, values)]
+
+
+def _database_chunks(merged: Merged, nums: Sequence[int]) -> Iterator[list[Statement]]:
+    changed = [
+        (num, change)
+        for num in nums
+        if (change := merged.objects[num]).position is not None
+        or change.restore is not None
+    ]
+    for rows in _parts(changed):
+        sql = (
+            "INSERT INTO database (object, generation, wal_end, restore) VALUES"
+            f" {_tuples(4, len(rows))} ON CONFLICT (object) DO UPDATE SET"
+            " generation = ifnull(excluded.generation, generation),"
+            " wal_end = ifnull(excluded.wal_end, wal_end),"
+            " restore = ifnull(excluded.restore, restore)"
+        )
+        values: list[Parameter] = []
+        for num, change in rows:
+            position = change.position
+            values.append(num)
+            values += (position.generation, position.end) if position else (None, None)
+            values.append(change.restore)
         yield [(sql, values)]
 
 

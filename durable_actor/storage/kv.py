@@ -6,16 +6,23 @@ is a range (S7): from the prefix to the next text that does not begin with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import merge
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from durable_actor.errors import StorageLimitError
 from durable_actor.storage.committer import Committer
 from durable_actor.storage.fold import ObjectChange
 from durable_actor.storage.overlay import Overlay
-from durable_actor.storage.ports import ReadKeys, ReadRange, ShardDriver
+from durable_actor.storage.ports import (
+    KeyPage,
+    Loaded,
+    ReadKeys,
+    ReadRange,
+    ShardDriver,
+)
 
 PAGE_KEYS_MAX = 1_000  # keys read from the disk at once
 _LAST_CODE_POINT = 0x10FFFF
@@ -29,6 +36,7 @@ class KeyValueLimits:
     key_bytes_max: int = 2_048
     value_bytes_max: int = 2 * 1024 * 1024
     batch_entries_max: int = 128
+    list_bytes_max: int = 128 * 1024 * 1024  # of one answer; so much fits in a Worker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +47,10 @@ class KeyRange:
     end: str | None = None
     limit: int | None = None
     reverse: bool = False
+
+    def has(self, key: str) -> bool:
+        """Whether a key is in it, if it had no limit."""
+        return self.start <= key and (self.end is None or key < self.end)
 
 
 def check_key(key: object, limits: KeyValueLimits) -> str:
@@ -123,14 +135,14 @@ def key_range(
             detail = f"{name} is not valid Unicode"
             raise StorageLimitError("list", detail, key=ascii(text))
     if start is not None and start_after is not None:
-        message = "list: give start or start_after, not both"
+        message = "list() cannot be called with both start and start_after values."
         raise TypeError(message)
     if limit is not None:
         if isinstance(limit, bool) or not isinstance(limit, int):
             message = f"list: limit must be an int, got {type(limit).__name__}"
             raise TypeError(message)
         if limit <= 0:
-            message = f"list: limit must be positive, got {limit}"
+            message = f"List limit must be positive. Got {limit}."
             raise ValueError(message)
     low = start or ""
     if start_after is not None:
@@ -158,7 +170,7 @@ class LargeObject:
     """Reads from an object that is only partly in memory.
 
     What the tables say is overlaid with what is durable but not folded, then with what
-    this activation has written.
+    this activation has written. Nothing here costs more because the object is larger.
     """
 
     __slots__ = ("_committer", "_driver", "_overlay", "_raw_id")
@@ -171,92 +183,234 @@ class LargeObject:
         self._overlay = overlay
         self._raw_id = raw_id
 
-    def pending(self) -> ObjectChange | None:
-        """Return what is durable now and may not be in the tables yet."""
-        return self._committer.pending(self._raw_id)
+    async def fetch(
+        self, keys: Iterable[str], *, keeps: bool = True
+    ) -> dict[str, bytes]:
+        """Return the values of those keys that exist.
 
-    async def fetch(self, keys: Iterable[str]) -> None:
-        """Bring these keys into the cache, as present or as absent."""
+        Args:
+            keys: Which.
+            keeps: Whether to bring them into the cache.
+        """
         wanted = list(keys)
-        missing = [key for key in wanted if self._overlay.lookup(key) is UNSET]
-        found = await self._read(missing, self.pending())
-        _lay_over(found, self.pending())
-        self._overlay.shrink(keep=wanted)
-        self._overlay.remember(found)
+        overlay = self._overlay
+        if not keeps:
+            return await self._peek(wanted)
+        overlay.pin(wanted)
+        try:
+            # A rollback may make the cache forget what was known a moment ago.
+            while missing := [key for key in wanted if overlay.lookup(key) is UNSET]:
+                overlay.remember(await self._read(missing))
+            values = {key: overlay.lookup(key) for key in wanted}
+        finally:
+            overlay.unpin(wanted)
+        overlay.shrink()
+        return {key: value for key, value in values.items() if isinstance(value, bytes)}
 
-    async def stored(
-        self, keys: Iterable[str], pending: ObjectChange | None
-    ) -> list[str]:
-        """Return which of these keys were durable when `pending` was taken."""
-        found = await self._read(list(keys), pending)
-        return [key for key, value in found.items() if value is not None]
+    async def _peek(self, keys: list[str]) -> dict[str, bytes]:
+        found: dict[str, bytes | None] = {}
+        while missing := [
+            key
+            for key in keys
+            if key not in found and self._overlay.lookup(key) is UNSET
+        ]:
+            found.update(await self._read(missing))
+        for key in keys:
+            value = self._overlay.lookup(key)  # what is known here is newer
+            if value is not UNSET:
+                found[key] = value
+        return {key: value for key, value in found.items() if value is not None}
 
-    async def _read(
-        self, keys: list[str], pending: ObjectChange | None
-    ) -> dict[str, bytes | None]:
-        found: dict[str, bytes | None] = dict.fromkeys(keys)
-        query = ReadKeys(self._overlay.num, keys)
-        stored = await self._driver.read(query)
-        found.update(stored)
-        _lay_over(found, pending)
+    def durable_now(self, keys: Iterable[str]) -> dict[str, bool]:
+        """Return which keys exist, for those that the tables are behind with."""
+        found: dict[str, bool] = {}
+        for key in keys:
+            value = _newest(key, self._pending())
+            if value is not UNSET:
+                found[key] = value is not None
         return found
 
-    async def scan(self, wanted: KeyRange) -> dict[str, bytes]:
-        """Return the keys of a range with their values, in order."""
-        result: dict[str, bytes] = {}
-        start, end = wanted.start, wanted.end
+    async def stored(self, keys: Sequence[str]) -> set[str]:
+        """Return which of these keys the tables have."""
+        if not keys:
+            return set()
+        query = ReadKeys(self._overlay.num, list(keys))
+        stored = await self._driver.read(query)
+        return set(stored)
+
+    async def _read(self, keys: list[str]) -> dict[str, bytes | None]:
+        before = self._pending()
+        query = ReadKeys(self._overlay.num, keys)
+        stored = await self._driver.read(query)
+        changes = _together(before, self._pending())
+        found: dict[str, bytes | None] = {}
+        for key in keys:
+            value = _newest(key, changes)
+            found[key] = stored.get(key) if value is UNSET else value
+        return found
+
+    async def pages(self, wanted: KeyRange) -> AsyncGenerator[dict[str, bytes], None]:
+        """Yield the keys of a range with their values, in order, a page at a time."""
+        start, end, room = wanted.start, wanted.end, wanted.limit
         while True:
-            missing = None if wanted.limit is None else wanted.limit - len(result)
-            page_max = PAGE_KEYS_MAX if missing is None else min(missing, PAGE_KEYS_MAX)
-            before = self.pending()
-            rows = await self._driver.read(
-                ReadRange(self._overlay.num, start, end, page_max + 1, wanted.reverse)
-            )
+            count = PAGE_KEYS_MAX if room is None else min(room, PAGE_KEYS_MAX)
+            before = self._pending()
+            query = ReadRange(self._overlay.num, start, end, count, wanted.reverse)
+            nothing: list[str] = []
+            self._overlay.pin(nothing)
+            try:
+                page = await self._driver.read(query)
+            finally:
+                self._overlay.unpin(nothing)
             # The page answers for everything up to its last key, or to the end.
-            is_last = len(rows) <= page_max
+            ended_at = None if self._overlay.complete else page.ended_at
             low, high = start, end
-            if not is_last and wanted.reverse:
-                low = rows[-1][0]
-            elif not is_last:
-                high = rows[-1][0] + "\x00"
-            page = self._merge(dict(rows), before, low, high)
-            for key in sorted(page, reverse=wanted.reverse):
-                if wanted.limit is not None and len(result) >= wanted.limit:
-                    return result
-                result[key] = page[key]
-            if is_last or (wanted.limit is not None and len(result) >= wanted.limit):
-                return result
+            if ended_at is not None and wanted.reverse:
+                low = ended_at
+            elif ended_at is not None:
+                high = ended_at + "\x00"
+            part = KeyRange(start=low, end=high, limit=room, reverse=wanted.reverse)
+            found = self._merge(part, page, _together(before, self._pending()))
+            yield found
+            if room is not None:
+                room -= len(found)
+            if ended_at is None or room == 0:
+                return
             if wanted.reverse:
                 end = low
             else:
                 start = high or ""
 
+    def _pending(self) -> tuple[ObjectChange, ...]:
+        return self._committer.pending(self._raw_id)
+
     def _merge(
-        self,
-        rows: Mapping[str, bytes],
-        before: ObjectChange | None,
-        low: str,
-        high: str | None,
+        self, part: KeyRange, page: KeyPage, changes: Sequence[ObjectChange]
     ) -> dict[str, bytes]:
-        page: dict[str, bytes | None] = dict(rows)
-        for change in (before, self.pending()):
-            if change is None:
-                continue
-            if change.cleared:
-                page = {}
-            for key, value in change.keys.items():
-                if key >= low and (high is None or key < high):
-                    page[key] = value
-        for key in self._overlay.keys_between(low, high):
-            page[key] = self._overlay.known(key)
-        return {key: value for key, value in page.items() if value is not None}
+        """Return the keys of one part of a range, from the newest that is known."""
+        overlay, reverse = self._overlay, part.reverse
+        if overlay.complete:  # everything was deleted while the disk was asked
+            changes, page = (), KeyPage([])
+        rows = dict(page.rows)
+        sources: list[Iterable[str]] = [rows]
+        layers: list[Overlay | ObjectChange] = [overlay, *changes]
+        for layer in layers:
+            keys = layer.keys_between(part.start, part.end, reverse=reverse)
+            sources.append(keys)
+        found: dict[str, bytes] = {}
+        for key in _distinct(merge(*sources, reverse=reverse)):
+            value = overlay.known(key)
+            if value is UNSET:
+                value = _newest(key, changes)
+            if value is UNSET:
+                value = rows.get(key)
+            if isinstance(value, bytes):
+                found[key] = value
+                if len(found) == part.limit:
+                    break
+        return found
 
 
-def _lay_over(found: dict[str, bytes | None], change: ObjectChange | None) -> None:
-    """Bring what the tables said of some keys up to date."""
-    if change is not None:
-        for key in found:
-            if key in change.keys:
-                found[key] = change.keys[key]
-            elif change.cleared:
-                found[key] = None
+async def read_durable(
+    committer: Committer,
+    driver: ShardDriver,
+    raw_id: bytes,
+    wanted: KeyRange,
+    *,
+    loaded: Loaded,
+    bytes_max: int,
+) -> KeyPage:
+    """Return the first page of a range, as it is durable now; nothing is activated.
+
+    All of the page was there at the same moment. It ends after `limit` keys, or after
+    the one that brings the values to `bytes_max`. It is empty only if nothing follows.
+
+    Args:
+        committer: What knows what is durable but not folded.
+        driver: Where the tables are.
+        raw_id: The object's id.
+        wanted: Which keys, with a limit, and not in reverse.
+        loaded: The object, as the committer loads it.
+        bytes_max: Of the values of a page.
+    """
+    limit = wanted.limit
+    assert limit is not None
+    assert not wanted.reverse
+    if loaded.complete:
+        keys = (key for key in sorted(loaded.keys) if wanted.has(key))
+        rows = ((key, loaded.keys[key]) for key in keys)
+        return _page(rows, limit, bytes_max, ended_at=None)
+    start = wanted.start
+    while True:
+        before = committer.pending(raw_id)
+        query = ReadRange(
+            loaded.num, start, wanted.end, limit, reverse=False, bytes_max=bytes_max
+        )
+        stored = await driver.read(query)
+        changes = _together(before, committer.pending(raw_id))
+        # The tables answer for everything up to its last key, or to the end.
+        ended_at = stored.ended_at
+        part = KeyRange(
+            start=start, end=wanted.end if ended_at is None else ended_at + "\x00"
+        )
+        durable = _durable_rows(part, dict(stored.rows), changes)
+        page = _page(durable, limit, bytes_max, ended_at=ended_at)
+        if page.rows or ended_at is None:
+            return page
+        start = ended_at + "\x00"  # all of these were deleted a moment ago
+
+
+def _durable_rows(
+    part: KeyRange, stored: dict[str, bytes], changes: Sequence[ObjectChange]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield what the tables have of a range in order, with changes on top."""
+    changed = [change.keys_between(part.start, part.end) for change in changes]
+    for key in _distinct(merge(stored, *changed)):
+        value = _newest(key, changes)
+        if value is UNSET:
+            value = stored.get(key)
+        if isinstance(value, bytes):
+            yield key, value
+
+
+def _page(
+    rows: Iterable[tuple[str, bytes]],
+    limit: int,
+    bytes_max: int,
+    *,
+    ended_at: str | None,
+) -> KeyPage:
+    """Return the first of these rows; those up to `ended_at` are all of them."""
+    page: list[tuple[str, bytes]] = []
+    room_bytes = bytes_max
+    for key, value in rows:
+        if len(page) == limit or room_bytes <= 0:
+            return KeyPage(page, page[-1][0])
+        page.append((key, value))
+        room_bytes -= len(value)
+    return KeyPage(page, ended_at)
+
+
+def _newest(key: str, changes: Sequence[ObjectChange]) -> bytes | UnsetType | None:
+    """Return what the newest change says of a key, UNSET if none says anything."""
+    for change in reversed(changes):
+        if key in change.keys:
+            return change.keys[key]
+        if change.cleared:
+            return None
+    return UNSET
+
+
+def _together(
+    before: Sequence[ObjectChange], after: Sequence[ObjectChange]
+) -> list[ObjectChange]:
+    """Return what was pending before and after a read, oldest first."""
+    return [*before, *(one for one in after if all(one is not b for b in before))]
+
+
+def _distinct(keys: Iterable[str]) -> Iterator[str]:
+    last: str | None = None
+    for key in keys:
+        if key != last:
+            yield key
+        last = key

@@ -10,7 +10,8 @@ Theory of operation
     key was before; rolling back puts it back.
 
     A large object is cached in part. What was written and is not durable yet always
-    stays; the rest may be dropped and read again.
+    stays, and so does what somebody is reading; the rest may be dropped and read again.
+    A small object that grows large becomes such a one, at the end of a turn.
 
 Promises
     Writes made without an await between them are in one seal.
@@ -22,8 +23,8 @@ Does not know about gates, tasks or user code.
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Literal, TypeAlias
 
 from msgspec import UNSET, UnsetType
@@ -33,13 +34,15 @@ from durable_actor.errors import ObjectResetError, StorageError
 from durable_actor.ids import ObjectId
 from durable_actor.storage.batch import (
     AlarmRow,
+    DatabaseTurn,
     EventRow,
     ObjectRow,
     ReplyRow,
     Seal,
 )
 from durable_actor.storage.committer import Committer
-from durable_actor.storage.ports import Loaded
+from durable_actor.storage.order import KeyOrder
+from durable_actor.storage.ports import ENTRY_BYTES, Loaded
 
 _ABSENT: Literal[False] = False  # in a rollback record: the cache did not know the key
 PARTIAL_CACHE_BYTES_MAX = 1024 * 1024  # a large object keeps about this much in memory
@@ -56,13 +59,18 @@ class Overlay:
         "_cache",
         "_cleared",
         "_committer",
+        "_database_turn",
         "_events",
         "_id",
+        "_kept_bytes",
+        "_kept_ticket",
         "_object_class",
         "_order",
+        "_pins",
         "_replies",
         "_row",
         "_row_unsealed",
+        "_told_bytes",
         "_transactions",
         "_undo",
         "_unsealed",
@@ -92,9 +100,13 @@ class Overlay:
         self._cache: dict[str, bytes | None] = dict(loaded.keys)
         self.complete = loaded.complete
         self.size_bytes = sum(
-            len(key) + len(value) for key, value in loaded.keys.items()
+            len(key) + len(value) + ENTRY_BYTES for key, value in loaded.keys.items()
         )
-        self._order: list[str] | None = None
+        # What had to stay when the cache was last shrunk, and until when.
+        self._kept_bytes = self._kept_ticket = 0
+        self._told_bytes = 0  # how much of the committer's sum is this object's
+        self._pins: list[Collection[str]] | None = None  # keys that are being read
+        self._order: KeyOrder | None = None
         self._unsealed: dict[str, bytes | None] | None = None
         self._cleared = False
         self._alarm = loaded.alarm
@@ -102,11 +114,13 @@ class Overlay:
         self._alarm_running: AlarmRow | None = None
         self._events: list[bytes] | None = None
         self._replies: list[ReplyRow] | None = None
+        self._database_turn: DatabaseTurn | None = None  # of an object that has one
         self._undo: list[_Undo] | None = None
         self._transactions: asyncio.Lock | None = None
         self.ticket = 0  # of the last seal of this activation
         self.alarm_ticket = 0  # of the last one that changed the alarm
         self.reset: ObjectResetError | None = None  # why nothing works any more
+        self._tell_size()
 
     # -- keys ---------------------------------------------------------------
 
@@ -141,7 +155,9 @@ class Overlay:
         if self.reset is not None:
             raise self.reset
         if self._undo:
-            detail = "not possible inside a transaction; delete the keys instead"
+            detail = (
+                "Cannot call delete_all() within a transaction; delete the keys instead"
+            )
             raise StorageError("delete_all", detail)
         self._cache = {}
         self._order = None
@@ -151,19 +167,44 @@ class Overlay:
         self._cleared = True
         self.set_alarm(None)
 
-    def keys_between(self, start: str, end: str | None) -> list[str]:
-        """Return the known keys in [start, end), in order; all, if complete."""
+    def keys_between(
+        self, start: str, end: str | None, *, reverse: bool = False
+    ) -> Iterator[str]:
+        """Return the known keys in [start, end), in order; all, if complete.
+
+        To be used up before the next write.
+        """
         if self.reset is not None:
             raise self.reset
         if self._order is None:
-            self._order = sorted(self._cache)
-        low = bisect_left(self._order, start) if start else 0
-        high = len(self._order) if end is None else bisect_left(self._order, end)
-        return self._order[low:high]
+            self._order = KeyOrder(self._cache)
+        return self._order.between(start, end, reverse=reverse)
 
-    def known(self, key: str) -> bytes | None:
-        """Return what the cache has for a key of `keys_between`."""
-        return self._cache.get(key)
+    def scan(
+        self, start: str, end: str | None, limit: int | None, *, reverse: bool
+    ) -> dict[str, bytes] | None:
+        """Return a range with its values, in order; None if the disk must say."""
+        if self.reset is not None:
+            raise self.reset
+        if not self.complete:
+            return None
+        keys = islice(self.keys_between(start, end, reverse=reverse), limit)
+        return {key: value for key in keys if (value := self._cache[key]) is not None}
+
+    def known(self, key: str) -> bytes | UnsetType | None:
+        """Return what the cache has for a key, UNSET if nothing."""
+        return self._cache.get(key, UNSET)
+
+    def pin(self, keys: Collection[str]) -> None:
+        """Keep what is known of these keys while somebody reads; see `unpin`."""
+        if self._pins is None:
+            self._pins = []
+        self._pins.append(keys)
+
+    def unpin(self, keys: Collection[str]) -> None:
+        """Undo one `pin`, with the same collection."""
+        pins = [pin for pin in self._pins or () if pin is not keys]
+        self._pins = pins or None
 
     def remember(self, found: Mapping[str, bytes | None]) -> None:
         """Take in what the disk said, unless something newer is known already."""
@@ -172,24 +213,32 @@ class Overlay:
         for key, value in found.items():
             if key not in self._cache:
                 self._know(key, value)
+        self._tell_size()
 
-    def shrink(self, keep: Iterable[str]) -> None:
-        """Forget what can be read again, if a partly cached object grew large.
-
-        Args:
-            keep: What somebody is about to look up.
-        """
-        durable = self.ticket <= self._committer.durable_ticket
-        if (
-            not self.complete
-            and self.size_bytes > PARTIAL_CACHE_BYTES_MAX
-            and durable
-            and self._unsealed is None
-        ):
-            kept = {key: self._cache[key] for key in keep if key in self._cache}
-            self._cache = kept
-            self._order = None
-            self.size_bytes = sum(len(k) + len(v or b"") for k, v in kept.items())
+    def shrink(self) -> None:
+        """Forget what can be read again, if the object has grown large."""
+        committer = self._committer
+        bytes_max = PARTIAL_CACHE_BYTES_MAX
+        if self._kept_ticket > committer.durable_ticket:
+            # Else each write would look in vain through all that has to stay.
+            bytes_max = max(bytes_max, 2 * self._kept_bytes)
+        if self.size_bytes <= bytes_max:
+            return
+        needed = self._needed()
+        if needed is None:
+            return
+        cache = self._cache
+        if self.complete:  # from now on, what is absent has to be known as absent
+            kept = {key: cache.get(key) for key in needed}
+        else:
+            kept = {key: cache[key] for key in needed if key in cache}
+        self._cache = kept
+        self.complete = False
+        self._order = None
+        self.size_bytes = sum(_entry_bytes(key, value) for key, value in kept.items())
+        self._kept_bytes = self.size_bytes
+        self._kept_ticket = committer.last_ticket + (self._unsealed is not None)
+        self._tell_size()
 
     # -- alarm --------------------------------------------------------------
 
@@ -280,6 +329,7 @@ class Overlay:
             or self._attributes is not None
             or self._events is not None
             or self._replies is not None
+            or self._database_turn is not None
         )
 
     def seal(self, clock: Clock) -> int:
@@ -307,9 +357,15 @@ class Overlay:
             self._events = None
         if self._replies is not None:
             seal.replies, self._replies = tuple(self._replies), None
+        if self._database_turn is not None:
+            seal.database, self._database_turn = self._database_turn, None
         if self._row_unsealed:
             seal.row = self._next_row(clock.now_ms())
         self.ticket = committer.seal(seal, self._id.raw)
+        if self.size_bytes > PARTIAL_CACHE_BYTES_MAX:
+            self.shrink()
+        if self.size_bytes != self._told_bytes:
+            self._tell_size()
         return self.ticket
 
     def transaction_lock(self) -> asyncio.Lock:
@@ -386,25 +442,48 @@ class Overlay:
         self._events = undo.events
         self._attributes, self._row_unsealed = undo.attributes
 
+    def retire(self) -> None:
+        """The object leaves memory, and all of it is durable."""
+
     def break_off(self, reset: ObjectResetError) -> None:
         """Forget what is not sealed and refuse everything from now on."""
         self.reset = reset
         self._unsealed = self._events = self._replies = self._attributes = None
         self._alarm_unsealed = False
         self._undo = None
+        self._committer.cached_bytes -= self._told_bytes
+        self._told_bytes = 0
+
+    def _needed(self) -> set[str] | None:
+        """Return the keys that must stay in memory; None if that is all of them."""
+        if self._cleared or (self.complete and self._pins):
+            return None  # the disk still has what was deleted
+        needed = set(self._unsealed or ())
+        for pin in self._pins or ():
+            needed.update(pin)
+        for seal in self._committer.unsettled(self._id.raw):
+            if seal.cleared:
+                return None
+            needed.update(seal.keys)
+        return needed
+
+    def _tell_size(self) -> None:
+        if self.reset is None:
+            self._committer.cached_bytes += self.size_bytes - self._told_bytes
+            self._told_bytes = self.size_bytes
 
     def _know(self, key: str, value: _Before) -> None:
         """Change what the cache knows of a key; `_ABSENT` makes it know nothing."""
         old = self._cache.get(key, _ABSENT)
         if old is not _ABSENT:
-            self.size_bytes -= len(key) + len(old or b"")
+            self.size_bytes -= _entry_bytes(key, old)
         if value is _ABSENT:
             self._cache.pop(key, None)
         else:
             self._cache[key] = value
-            self.size_bytes += len(key) + len(value or b"")
-        if (old is _ABSENT) is not (value is _ABSENT):
-            self._order = None
+            self.size_bytes += _entry_bytes(key, value)
+        if self._order is not None and (old is _ABSENT) is not (value is _ABSENT):
+            self._order.note(key)
 
     def _note(self, key: str) -> None:
         """Prepare a write of `key`."""
@@ -446,6 +525,10 @@ class Overlay:
 
 _HANDLED = AlarmRow(0, 0)  # the handler decided about the alarm itself
 _Before: TypeAlias = bytes | Literal[False] | None
+
+
+def _entry_bytes(key: str, value: bytes | Literal[False] | None) -> int:
+    return len(key) + len(value or b"") + ENTRY_BYTES
 
 
 class _Undo:

@@ -12,8 +12,15 @@ from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 from msgspec import Struct
 
 from durable_actor.storage.batch import AlarmRow, EventRow, ObjectRow, ReplyRow
+from durable_actor.storage.sql.wal import WalPosition
 
 A = TypeVar("A")
+
+# What a key and its value take in memory beside their bytes: two objects, and their
+# place in a dict. Without it, a million tiny values would seem to be next to nothing.
+ENTRY_BYTES = 150
+HYDRATE_BYTES_MAX = 256 * 1024  # an object with more than this loads on demand
+PAGE_BYTES_MAX = 4 * 1024 * 1024  # one page of a range; a larger value comes alone
 
 
 class ShardOptions(Struct, frozen=True, kw_only=True):
@@ -23,6 +30,9 @@ class ShardOptions(Struct, frozen=True, kw_only=True):
     uri: str | None = None  # instead of the path: a test puts a faulty disk under it
     wal_bytes_max: int = 16 * 1024 * 1024
     wal_grow_bytes: int = 4 * 1024 * 1024
+    hydrate_bytes_max: int = HYDRATE_BYTES_MAX
+    history_bytes_max: int = 256 * 1024 * 1024  # of one object's database
+    history_ms_max: int = 30 * 24 * 3_600_000
     synchronous: str = "FULL"  # NORMAL and OFF only as controls that must fail
 
 
@@ -57,6 +67,19 @@ class Loaded(Struct, frozen=True, array_like=True):
     complete: bool = True
     keys: dict[str, bytes] = {}
     damage: str | None = None
+    # Of an object with a database: where its WAL ends, and where it is to go back to.
+    position: WalPosition | None = None
+    restore: str = ""
+
+
+class KeyPage(Struct, frozen=True, array_like=True):
+    """Some keys of a range with their values, in order.
+
+    `ended_at` is the last key the page answers for; None if that is all of the range.
+    """
+
+    rows: list[tuple[str, bytes]]
+    ended_at: str | None = None
 
 
 class DueAlarm(Struct, frozen=True, array_like=True):
@@ -111,15 +134,20 @@ class ReadKeys(Query["dict[str, bytes]"], frozen=True, tag="keys"):
     keys: list[str]
 
 
-class ReadRange(Query["list[tuple[str, bytes]]"], frozen=True, tag="range"):
-    """Keys from `start` (inclusive) to `end` (exclusive), in order."""
+class ReadRange(Query["KeyPage"], frozen=True, tag="range"):
+    """Keys from `start` (inclusive) to `end` (exclusive), in order.
 
-    answer: ClassVar[Any] = list[tuple[str, bytes]]
+    A page ends after `limit` rows, or after the row that brings the values to
+    `bytes_max`.
+    """
+
+    answer: ClassVar[Any] = KeyPage
     num: int
     start: str
     end: str | None
     limit: int
     reverse: bool
+    bytes_max: int = PAGE_BYTES_MAX
 
 
 class ReadAlarms(Query["list[DueAlarm]"], frozen=True, tag="alarms"):
@@ -128,6 +156,26 @@ class ReadAlarms(Query["list[DueAlarm]"], frozen=True, tag="alarms"):
     answer: ClassVar[Any] = list[DueAlarm]
     after_ms: int
     until_ms: int
+    limit: int
+
+
+class StoredAlarm(Struct, frozen=True, array_like=True):
+    """One alarm that is set, and whose it is."""
+
+    num: int
+    id: bytes
+    object_class: str
+    name: str | None
+    alarm: AlarmRow
+
+
+class ListAlarms(Query["list[StoredAlarm]"], frozen=True, tag="list_alarms"):
+    """Alarms in order of (due time, number of the object), after a place."""
+
+    answer: ClassVar[Any] = list[StoredAlarm]
+    object_class: str | None
+    before_ms: int | None
+    after: tuple[int, int] | None
     limit: int
 
 
@@ -164,6 +212,31 @@ class ExpireReplies(Query[int], frozen=True, tag="expire"):
     now_ms: int
 
 
+class ReadBookmark(Query[str], frozen=True, tag="bookmark"):
+    """The bookmark of an object's database, of now or of a time."""
+
+    answer: ClassVar[Any] = str
+    id: bytes
+    at_ms: int | None
+
+
+class RestoreDatabase(Query[str], frozen=True, tag="restore"):
+    """Take a database that is not open back; answers a bookmark that undoes it."""
+
+    answer: ClassVar[Any] = str
+    id: bytes
+    bookmark: str
+    seq: int  # a ticket that nothing else has
+    at_ms: int
+
+
+class DeleteDatabase(Query[None], frozen=True, tag="delete_database"):
+    """Remove the files of a database whose object was deleted, durably."""
+
+    answer: ClassVar[Any] = None
+    id: bytes
+
+
 class ReadStatus(Query[ShardStatus], frozen=True, tag="status"):
     """Sizes and counts."""
 
@@ -175,10 +248,14 @@ AnyQuery: TypeAlias = (
     | ReadKeys
     | ReadRange
     | ReadAlarms
+    | ListAlarms
     | ReadDirectory
     | ReadOutbox
     | ReadReplies
     | ExpireReplies
+    | ReadBookmark
+    | RestoreDatabase
+    | DeleteDatabase
     | ReadStatus
 )
 

@@ -60,5 +60,12 @@ CREATE = (
         expires_at_ms INTEGER NOT NULL,
         UNIQUE (object, request)
     ) STRICT""",
+    # Where the WAL of an object's own database ends, as far as it was folded.
+    """CREATE TABLE IF NOT EXISTS database (
+        object INTEGER PRIMARY KEY,
+        generation BLOB,
+        wal_end INTEGER,
+        restore TEXT
+    ) STRICT""",
     "CREATE INDEX IF NOT EXISTS reply_by_expiry ON reply (expires_at_ms)",
 )

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -37,35 +38,49 @@ from durable_actor.errors import (
 )
 from durable_actor.failpoints import failpoint
 from durable_actor.storage.batch import AlarmRow, EventRow, ObjectRow, ReplyRow
+from durable_actor.storage.database_keeper import Keeper
 from durable_actor.storage.fold import CHUNK_ROWS_MAX, Merged, Statement, chunks
 from durable_actor.storage.integrity import row_crc, value_crc
 from durable_actor.storage.ports import (
+    ENTRY_BYTES,
+    DeleteDatabase,
     DirectoryEntry,
     DueAlarm,
     ExpireReplies,
     Group,
+    KeyPage,
+    ListAlarms,
     Loaded,
     LoadObjects,
     Opened,
     Query,
     ReadAlarms,
+    ReadBookmark,
     ReadDirectory,
     ReadKeys,
     ReadOutbox,
     ReadRange,
     ReadReplies,
     ReadStatus,
+    RestoreDatabase,
     ShardOptions,
     ShardStatus,
+    StoredAlarm,
 )
 from durable_actor.storage.schema import CREATE, FORMAT
+from durable_actor.storage.sql.wal import WalPosition
 
 A = TypeVar("A")
+T = TypeVar("T")
 Rows = list[Any]
 
 HYDRATE_KEYS_MAX = 512  # an object with more keys loads on demand
 HYDRATE_VALUE_BYTES_MAX = 16 * 1024  # so does one with a larger value
+# Larger values are read in a second step, when it is known that there is room for them.
+_INLINE_BYTES_MAX = 1024
+_PAGE_INLINE_BYTES_MAX = 4 * 1024
 _LOAD_OBJECTS_MAX = 100  # objects to a statement; SQLite joins at most 500 selects
+_LOAD_VALUES_MAX = 10_000  # to a statement, too: SQLite takes at most 32,766 parameters
 _PAGE_BYTES = 4096
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _PRIMARY = 0xFF  # of an extended error code, the part that says which error it is
@@ -85,8 +100,14 @@ class Shard:
         self._write = asyncio.Lock()
         self._folding = asyncio.Lock()
         self._is_closed = False
-        # Invariant: the batches of all rows of the log, oldest first.
-        self._unfolded: list[bytes] = []
+        self._at_work: set[asyncio.Future[Any]] = set()  # on the files of databases
+        self._keeper = Keeper(
+            Path(options.path).absolute().parent,
+            history_bytes_max=options.history_bytes_max,
+            history_ms_max=options.history_ms_max,
+        )
+        # Invariant: all rows of the log, oldest first.
+        self._unfolded: list[Group] = []
         self._seq = 0
         self._last_ticket = 0
         self._last_num = 0
@@ -150,7 +171,7 @@ class Shard:
             failpoint("commit.after")
             self._seq += 1
             self._last_ticket = group.last_ticket
-            self._unfolded.append(group.batch)
+            self._unfolded.append(group)
             self._wal_bytes += len(group.batch) + 3 * _PAGE_BYTES
         await self._keep_wal_within(self._options.wal_bytes_max)
 
@@ -159,18 +180,19 @@ class Shard:
         async with self._folding:
             await self._fold()
 
-    async def _fold(self) -> None:
-        batches = list(self._unfolded)
-        if not batches:
+    async def _fold(self, *, is_start: bool = False) -> None:
+        groups = list(self._unfolded)
+        if not groups:
             return
         last_seq, last_ticket = self._seq, self._last_ticket
         merged = Merged()
-        for batch in batches:
-            merged.play(batch)
+        for group in groups:
+            merged.play(group.batch, group.first_ticket)
             await asyncio.sleep(0)  # the loop has other work than a long log
         # Numbers are never used twice, not even after their object is deleted.
         self._last_num = max(self._last_num, *merged.objects, 0)
         self._last_event = max(self._last_event, *(e.seq for e in merged.events), 0)
+        await self._fold_databases(merged, is_start=is_start)
         for statements in chunks(merged):
             returned = CHUNK_ROWS_MAX
             while returned == CHUNK_ROWS_MAX:
@@ -186,9 +208,24 @@ class Shard:
                 ),
             ]
         )
-        del self._unfolded[: len(batches)]
+        del self._unfolded[: len(groups)]
         self._folds += 1
         await self._keep_wal_within(self._options.wal_grow_bytes)
+
+    async def _fold_databases(self, merged: Merged, *, is_start: bool) -> None:
+        """Bring the pages in the log to where they belong, before it forgets them.
+
+        While the owner runs it has written them itself, and only a sync is missing; at
+        a start nothing is open, and what a power cut took is written again.
+        """
+        for raw_id in merged.deleted_databases if is_start else ():
+            await asyncio.to_thread(self._keeper.delete, raw_id)
+        for turns in merged.databases.values():
+            raw_id = turns[0][1].id
+            if is_start:
+                only = [turn for _, turn in turns]
+                await asyncio.to_thread(self._keeper.replay, raw_id, only)
+            await asyncio.to_thread(self._keeper.fold, raw_id, turns)
 
     async def read(self, query: Query[A]) -> A:
         """Answer a question from the tables."""
@@ -208,6 +245,8 @@ class Shard:
     async def drop(self) -> None:
         """Close without folding, as after a failure."""
         self._is_closed = True
+        if self._at_work:
+            await asyncio.wait(self._at_work)
         await self._db.close()
 
     async def _prepare(self) -> None:
@@ -277,8 +316,8 @@ class Shard:
                 )
                 raise StorageFailedError("open", message)
             self._seq, self._last_ticket = seq, last_ticket
-            self._unfolded.append(batch)
-        await self.fold()
+            self._unfolded.append(Group(first_ticket, last_ticket, batch))
+        await self._fold(is_start=True)
 
     async def _grow_wal(self) -> None:
         """Write the WAL once up to its working size; it is reused from then on.
@@ -373,6 +412,8 @@ class Shard:
                     [after_ms, until_ms, limit],
                 )
                 return [DueAlarm(*row) for row in rows]
+            case ListAlarms():
+                return await self._alarms(query)
             case ReadDirectory():
                 return await self._directory(query)
             case ReadOutbox(after=after, limit=limit):
@@ -397,11 +438,48 @@ class Shard:
                             [now_ms],
                         )
                     )
+            case ReadBookmark(id=raw_id, at_ms=at_ms):
+                return await self._undisturbed(
+                    lambda: self._keeper.bookmark(raw_id, at_ms)
+                )
+            case RestoreDatabase(id=raw_id, bookmark=bookmark, seq=seq, at_ms=now_ms):
+                return await self._undisturbed(
+                    lambda: self._keeper.restore(
+                        raw_id, bookmark, seq=seq, at_ms=now_ms
+                    )
+                )
+            case DeleteDatabase(id=raw_id):
+                return await self._undisturbed(
+                    lambda: self._keeper.delete(raw_id), folds=False
+                )
             case ReadStatus():
                 return await self._status()
             case _:
                 message = f"unknown query {query!r}"
                 raise TypeError(message)
+
+    async def _undisturbed(self, work: Callable[[], T], *, folds: bool = True) -> T:
+        """Fold, then work on the files of databases, alone and in a thread.
+
+        To its end, even if nobody waits for it any more: a thread cannot be stopped,
+        and what comes next must not work on the same files beside it.
+        """
+
+        async def alone() -> T:
+            async with self._folding:
+                if folds:
+                    await self._fold()
+                return await asyncio.to_thread(work)
+
+        task = asyncio.ensure_future(alone())
+        self._at_work.add(task)
+        task.add_done_callback(self._worked)
+        return await asyncio.shield(task)
+
+    def _worked(self, task: asyncio.Future[Any]) -> None:
+        self._at_work.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever waits, if there is anyone
 
     async def _load(self, ids: list[bytes]) -> list[Loaded]:
         found: dict[bytes, Loaded] = {}
@@ -413,27 +491,41 @@ class Shard:
         marks = ",".join("?" * len(ids))
         heads = await self._all(
             "SELECT o.num, o.id, o.class, o.name, o.created_at_ms, o.used_at_ms,"
-            " o.attributes, a.due_at_ms, a.scheduled_at_ms, a.retries, a.counted"
-            f" FROM object o LEFT JOIN alarm a ON a.object = o.num"
+            " o.attributes, a.due_at_ms, a.scheduled_at_ms, a.retries, a.counted,"
+            " d.generation, d.wal_end, d.restore"
+            " FROM object o LEFT JOIN alarm a ON a.object = o.num"
+            " LEFT JOIN database d ON d.object = o.num"
             f" WHERE o.id IN ({marks})",
             [*ids],
         )
         if not heads:
             return {}
         # One statement for all: each object's first keys, and one more to see whether
-        # there are more. A large value comes back as NULL and is read when asked for.
+        # there are more. A large value comes back as NULL.
         one = (
             "SELECT * FROM (SELECT object, key, CASE WHEN length(value) <="
-            f" {HYDRATE_VALUE_BYTES_MAX} THEN value END, crc FROM kv WHERE object = ?"
-            f" ORDER BY key LIMIT {HYDRATE_KEYS_MAX + 1})"
+            f" {_INLINE_BYTES_MAX} THEN value END, crc, length(value), rowid FROM kv"
+            f" WHERE object = ? ORDER BY key LIMIT {HYDRATE_KEYS_MAX + 1})"
         )
         rows = await self._all(
             " UNION ALL ".join([one] * len(heads)), [head[0] for head in heads]
         )
-        keys: dict[int, list[tuple[str, bytes | None, int]]] = {}
-        for num, key, value, crc in rows:
-            keys.setdefault(num, []).append((key, value, crc))
-        return {head[1]: _loaded(head, keys.get(head[0], [])) for head in heads}
+        objects = {
+            head[0]: _Hydrating(self._options.hydrate_bytes_max) for head in heads
+        }
+        for num, *row in rows:
+            objects[num].add(*row)
+        left_out = [place for found in objects.values() for place in found.left_out]
+        for start in range(0, len(left_out), _LOAD_VALUES_MAX):
+            part = left_out[start : start + _LOAD_VALUES_MAX]
+            large = await self._all(
+                "SELECT object, key, value, crc FROM kv WHERE rowid IN"
+                f" ({','.join('?' * len(part))})",
+                part,
+            )
+            for num, key, value, crc in large:
+                objects[num].rows[key] = (value, crc)
+        return {head[1]: _loaded(head, objects[head[0]]) for head in heads}
 
     async def _keys(self, num: int, keys: list[str]) -> dict[str, bytes]:
         marks = ",".join("?" * len(keys))
@@ -443,17 +535,56 @@ class Shard:
         )
         return dict(_checked(num, rows))
 
-    async def _range(self, query: ReadRange) -> list[tuple[str, bytes]]:
+    async def _range(self, query: ReadRange) -> KeyPage:
         bound = "" if query.end is None else " AND key < ?"
         order = "DESC" if query.reverse else "ASC"
         parameters: list[Any] = [query.num, query.start]
         parameters += [] if query.end is None else [query.end]
         rows = await self._all(
-            "SELECT key, value, crc FROM kv WHERE object = ? AND key >= ?"
-            f"{bound} ORDER BY key {order} LIMIT ?",
+            "SELECT key, CASE WHEN length(value) <="
+            f" {_PAGE_INLINE_BYTES_MAX} THEN value END, crc, length(value) FROM kv"
+            f" WHERE object = ? AND key >= ?{bound} ORDER BY key {order} LIMIT ?",
+            [*parameters, query.limit + 1],
+        )
+        room_bytes = query.bytes_max
+        count = 0
+        while count < min(len(rows), query.limit) and room_bytes > 0:
+            room_bytes -= rows[count][3]
+            count += 1
+        ended_at = rows[count - 1][0] if count < len(rows) else None
+        del rows[count:]
+        found = dict(
+            _checked(query.num, [row[:3] for row in rows if row[1] is not None])
+        )
+        large = [row[0] for row in rows if row[1] is None]
+        if large:
+            found |= await self._keys(query.num, large)
+        # A large value may have gone between the two questions.
+        kept = [(row[0], found[row[0]]) for row in rows if row[0] in found]
+        return KeyPage(kept, ended_at)
+
+    async def _alarms(self, query: ListAlarms) -> list[StoredAlarm]:
+        conditions, parameters = ["1"], list[Any]()
+        if query.object_class is not None:
+            conditions.append("o.class = ?")
+            parameters.append(query.object_class)
+        if query.before_ms is not None:
+            conditions.append("a.due_at_ms < ?")
+            parameters.append(query.before_ms)
+        if query.after is not None:
+            conditions.append("(a.due_at_ms, a.object) > (?, ?)")
+            parameters += query.after
+        rows = await self._all(
+            "SELECT o.num, o.id, o.class, o.name, a.due_at_ms, a.scheduled_at_ms,"
+            " a.retries, a.counted FROM alarm a JOIN object o ON o.num = a.object"
+            f" WHERE {' AND '.join(conditions)}"
+            " ORDER BY a.due_at_ms, a.object LIMIT ?",
             [*parameters, query.limit],
         )
-        return _checked(query.num, rows)
+        return [
+            StoredAlarm(num, raw, object_class, name, AlarmRow(*alarm))
+            for num, raw, object_class, name, *alarm in rows
+        ]
 
     async def _directory(self, query: ReadDirectory) -> list[DirectoryEntry]:
         conditions, parameters = ["1"], list[Any]()
@@ -521,12 +652,39 @@ def _row(columns: Any) -> ObjectRow:
     )
 
 
-def _loaded(head: Any, rows: list[tuple[str, bytes | None, int]]) -> Loaded:
+class _Hydrating:
+    """What is loaded of one object: all of it, or so much as there is room for."""
+
+    __slots__ = ("left_out", "room_bytes", "room_keys", "rows")
+
+    def __init__(self, bytes_max: int) -> None:
+        self.room_bytes = bytes_max
+        self.room_keys = HYDRATE_KEYS_MAX
+        # None: a large value, yet to be read or left on disk.
+        self.rows: dict[str, tuple[bytes | None, int]] = {}
+        self.left_out: list[int] = []  # the rowids of those yet to be read
+
+    def add(
+        self, key: str, value: bytes | None, crc: int, size_bytes: int, rowid: int
+    ) -> None:
+        """Take the next row, unless there is no more room."""
+        self.room_keys -= 1
+        is_left_on_disk = size_bytes > HYDRATE_VALUE_BYTES_MAX
+        self.room_bytes -= len(key) + ENTRY_BYTES
+        self.room_bytes -= 0 if is_left_on_disk else size_bytes
+        if self.room_keys < 0 or self.room_bytes < 0:
+            return
+        self.rows[key] = (None if is_left_on_disk else value, crc)
+        if value is None and not is_left_on_disk:
+            self.left_out.append(rowid)
+
+
+def _loaded(head: Any, found: _Hydrating) -> Loaded:
     num = head[0]
     alarm = AlarmRow(*head[7:11]) if head[7] is not None else None
-    complete = len(rows) <= HYDRATE_KEYS_MAX
+    complete = found.room_keys >= 0 and found.room_bytes >= 0
     keys: dict[str, bytes] = {}
-    for key, value, crc in rows[:HYDRATE_KEYS_MAX]:
+    for key, (value, crc) in found.rows.items():
         if value is None:
             complete = False
         elif value_crc(num, key, value) != crc:
@@ -534,7 +692,13 @@ def _loaded(head: Any, rows: list[tuple[str, bytes | None, int]]) -> Loaded:
         else:
             keys[key] = value
     return Loaded(
-        num=num, row=_row(head[1:7]), alarm=alarm, complete=complete, keys=keys
+        num=num,
+        row=_row(head[1:7]),
+        alarm=alarm,
+        complete=complete,
+        keys=keys,
+        position=None if head[11] is None else WalPosition(head[11], head[12]),
+        restore=head[13] or "",
     )
 
 

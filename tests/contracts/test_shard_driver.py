@@ -110,7 +110,8 @@ async def test_what_was_committed_is_folded_read_and_found_again(
         assert await shard.read(ReadKeys(1, ["é", "no"])) == {"é": "é".encode()}
         found = await shard.read(ReadRange(1, "a", "😀", 9, True))
         expected = sorted(key for key in ODD_KEYS if "a" <= key < "😀")
-        assert [key for key, _ in found] == expected[::-1]
+        assert [key for key, _ in found.rows] == expected[::-1]
+        assert found.ended_at is None
         assert await shard.read(ReadAlarms(0, 9, 9)) == [
             DueAlarm(1, raw_id(1), "Thing", "😀", 5)
         ]

@@ -34,7 +34,11 @@ class Owner:
         self.overlay = Overlay(committer, self.id, "Thing", loaded)
         self.storage = DurableObjectStorage(self.overlay, self)
 
-    def wrote(self) -> None:
+    async def bookmark(self, at_ms: int | None) -> str:
+        raise NotImplementedError(at_ms)
+
+    def wrote(self, *, is_confirmed: bool = True) -> None:
+        del is_confirmed
         self.writes += 1
 
     def end_turn(self) -> int:

@@ -333,7 +333,7 @@ async def test_a_load_before_a_fold_that_ends_first_sees_everything(
     loading = asyncio.ensure_future(bench.keys())
     await bench.driver.arrived("read.after")
     await bench.committer.fold()
-    assert bench.committer.pending(raw_id(1)) is None
+    assert bench.committer.pending(raw_id(1)) == ()
     bench.driver.release("read.after")
 
     assert await loading == {"a": b"1"}
@@ -419,6 +419,42 @@ async def test_a_log_of_many_tiny_seals_is_folded_without_a_pause(
         await bench.committer.close()
 
 
+async def test_a_commit_waits_for_a_fold_that_is_far_behind(tmp_path: Path) -> None:
+    """Else a writer that is faster than the fold fills the memory and the log."""
+    async with open_shard(tmp_path) as shard:
+        bench = Bench(SteppingDriver(shard), log_bytes_max=10_000)
+        bench.driver.hold("fold.before")
+        for _ in range(10):
+            await bench.committer.wait(bench.put(a=bytes(4_000)))
+        waiting = [bench.put(a=bytes(4_000)) for _ in range(3)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(bench.driver.groups) == 10
+
+        bench.driver.release("fold.before")
+        await bench.committer.wait(waiting[-1])
+        assert bench.committer._log_bytes < 20_000
+        await bench.committer.close()
+
+
+async def test_a_commit_that_waits_for_a_fold_fails_with_it(tmp_path: Path) -> None:
+    async with open_shard(tmp_path) as shard:
+        bench = Bench(SteppingDriver(shard), log_bytes_max=10_000)
+        bench.driver.hold("fold.before")
+        bench.driver.fold_errors.append(BROKEN)
+        for _ in range(10):
+            await bench.committer.wait(bench.put(a=bytes(4_000)))
+        ticket = bench.put(a=b"late")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        bench.driver.release("fold.before")
+
+        with pytest.raises(StorageFailedError):
+            await bench.committer.wait(ticket)
+        assert len(bench.driver.groups) == 10
+        await bench.committer.drop()
+
+
 async def test_a_fold_that_meets_a_full_disk_says_so_and_forgets_nothing(
     bench: Bench,
 ) -> None:
@@ -433,7 +469,7 @@ async def test_a_fold_that_meets_a_full_disk_says_so_and_forgets_nothing(
     await bench.committer.fold()
 
     assert (await load_one(bench.driver, 1)).keys == {"a": b"1", "b": b"2"}
-    assert bench.committer.pending(raw_id(1)) is None
+    assert bench.committer.pending(raw_id(1)) == ()
 
 
 @pytest.mark.parametrize("error", [BROKEN, RuntimeError("out of order")])

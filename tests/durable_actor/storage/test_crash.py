@@ -34,8 +34,8 @@ async def turns_in(directory: Path) -> list[int]:
     turns: list[int] = []
     async with open_shard(directory) as shard:
         for num in range(1, OBJECTS + 1):
-            rows = await shard.read(ReadRange(num, "", None, 1_000, False))
-            keys = dict(rows)
+            page = await shard.read(ReadRange(num, "", None, 1_000, False))
+            keys = dict(page.rows)
             mine = sorted(int(key[5:]) for key in keys if key.startswith("turn "))
             assert all(keys[f"turn {turn}"] == b"%d" % turn for turn in mine)
             newest = b"%d" % mine[-1] if mine else None

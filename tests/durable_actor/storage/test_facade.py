@@ -31,6 +31,7 @@ from durable_actor.storage.facade import (
     DurableObjectTransaction,
     KeyValueStorage,
 )
+from durable_actor.storage.ports import ENTRY_BYTES
 from tests.support.owners import Disk, Owner, broken
 
 NOW_MS = 1_800_000_000_000
@@ -44,7 +45,7 @@ def sizes(*, large: bool) -> Iterator[None]:
             patch.setattr(shard_module, "HYDRATE_KEYS_MAX", 2)
             patch.setattr(shard_module, "HYDRATE_VALUE_BYTES_MAX", 20)
             patch.setattr(kv, "PAGE_KEYS_MAX", 2)
-            patch.setattr(overlay_module, "PARTIAL_CACHE_BYTES_MAX", 60)
+            patch.setattr(overlay_module, "PARTIAL_CACHE_BYTES_MAX", 800)
         yield
 
 
@@ -365,7 +366,8 @@ async def test_the_cache_knows_its_size(large: Owner) -> None:
 
     def is_right() -> bool:
         return overlay.size_bytes == sum(
-            len(key) + len(value or b"") for key, value in overlay._cache.items()
+            len(key) + len(value or b"") + ENTRY_BYTES
+            for key, value in overlay._cache.items()
         )
 
     await storage.get(["k3", "k4", "none", "nil"])

@@ -175,18 +175,19 @@ async def test_what_is_not_durable_stays_in_memory(
 ) -> None:
     monkeypatch.setattr(overlay_module, "PARTIAL_CACHE_BYTES_MAX", 10)
     overlay = owner.overlay
-    overlay.complete = False
     overlay.put("a", bytes(100))
-    overlay.shrink(keep=())
-    assert overlay.known("a") is not None, "not sealed"
+    overlay.shrink()
+    assert overlay.known("a") is not UNSET, "not sealed"
     ticket = owner.end_turn()
-    overlay.shrink(keep=())
-    assert overlay.known("a") is not None, "not durable"
+    overlay.shrink()
+    assert overlay.known("a") is not UNSET, "not durable"
 
     await owner.committer.wait(ticket)
-    overlay.shrink(keep=["b"])
-    assert overlay.known("a") is None
-    assert overlay.size_bytes == 0
+    overlay.put("b", bytes(1_000))
+    overlay.shrink()
+    assert overlay.known("a") is UNSET
+    assert overlay.known("b") is not UNSET
+    assert not overlay.complete
 
 
 async def test_what_the_disk_says_is_older_than_what_was_written(owner: Owner) -> None:

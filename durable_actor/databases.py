@@ -1,0 +1,157 @@
+"""The databases of a host's objects: made when they are used, closed when idle.
+
+Only for classes with `storage="sqlite"`. What SQL and keys of a turn changed travels in
+the object's seal; see `storage.sql`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from durable_actor.clock import Clock
+from durable_actor.errors import (
+    CorruptionError,
+    StorageError,
+    StorageFailedError,
+    StorageFullError,
+)
+from durable_actor.ids import ObjectId
+from durable_actor.log import get_logger
+from durable_actor.storage.batch import Seal
+from durable_actor.storage.committer import Committer
+from durable_actor.storage.database_keeper import delete_files
+from durable_actor.storage.database_overlay import DatabaseOverlay
+from durable_actor.storage.ports import (
+    DeleteDatabase,
+    Loaded,
+    ReadBookmark,
+    RestoreDatabase,
+    ShardDriver,
+)
+from durable_actor.storage.sql.files import SqlFiles
+from durable_actor.storage.sql.statements import SqlLimits
+from durable_actor.storage.sql.wal import WalPosition
+
+# A repair reads the WAL and checks it, on the event loop: about 10 ms for this much.
+_CHECKPOINT_BYTES = 1024 * 1024
+
+log = get_logger("durable_actor.storage")
+
+
+class Databases:
+    """All databases of one data directory."""
+
+    def __init__(self, directory: Path, *, open_max: int, limits: SqlLimits) -> None:
+        # Absolute, whatever the working directory becomes: a database that is not found
+        # could not be moved aside when it has to be abandoned.
+        self._directory = directory.absolute()
+        self._files = SqlFiles(self._directory, open_max=open_max, limits=limits)
+        self._committer: Committer
+        self._driver: ShardDriver
+        self._clock: Clock
+
+    def start(self, committer: Committer, driver: ShardDriver, clock: Clock) -> None:
+        """Begin to work with an open shard."""
+        self._committer, self._driver, self._clock = committer, driver, clock
+
+    async def overlay(
+        self, object_id: ObjectId, object_class: str, loaded: Loaded
+    ) -> DatabaseOverlay:
+        """Return the storage of one activation, restored if it asked for that.
+
+        Raises:
+            CorruptionError: Durable bytes are missing or changed.
+            StorageError: The object was stored by a class without a database.
+        """
+        raw_id = object_id.raw
+        if loaded.keys or not loaded.complete:
+            detail = (
+                f"{object_class} now has a database, but this object's keys were stored"
+                " without one; register the class under another name and copy them"
+            )
+            raise StorageError("open", detail)
+        if loaded.restore:
+            await self._restore(raw_id, loaded.restore)
+        if loaded.position is None:
+            await self._make_way(raw_id)
+        if self._files.is_over:
+            # Those that are open may be closed when what they wrote is folded.
+            with contextlib.suppress(StorageError):
+                await self._committer.fold()
+        file = self._files.file(raw_id, loaded.position)
+        keys, complete = dict[str, bytes](), True
+        if loaded.position is not None:
+            try:
+                found = file.database.load()
+            except BaseException:
+                file.abandon()
+                raise
+            if found.damage is not None:
+                file.abandon()
+                raise CorruptionError(f"{file.path}: {found.damage}")
+            keys, complete = found.keys, found.complete
+        stored = Loaded(
+            num=loaded.num,
+            row=loaded.row,
+            alarm=loaded.alarm,
+            complete=complete,
+            keys=keys,
+            position=loaded.position,
+        )
+        overlay = DatabaseOverlay(
+            self._committer, object_id, object_class, stored, file
+        )
+        if loaded.restore:
+            overlay.restore_at_next_start("")  # done
+        return overlay
+
+    async def bookmark(self, object_id: ObjectId, at_ms: int | None = None) -> str:
+        """Return the bookmark of what is durable now, or was at a time.
+
+        Raises:
+            StorageError: The history does not reach back so far.
+        """
+        await self._committer.fold()
+        return await self._driver.read(ReadBookmark(object_id.raw, at_ms))
+
+    def folded(self, raw_id: bytes, position: WalPosition) -> None:
+        """Note that an object's pages are where they belong, up to a position."""
+        self._files.settled(raw_id, position, checkpoint_bytes=_CHECKPOINT_BYTES)
+
+    async def deleted(self, raw_id: bytes) -> None:
+        """Remove the files of an object whose deletion is durable."""
+        await self._driver.read(DeleteDatabase(raw_id))
+
+    def close(self) -> None:
+        """Close what is open, after the last fold."""
+        self._files.close_idle()
+        self._files.abandon_all()
+
+    def drop(self) -> None:
+        """Let go of what is open, as a crash would."""
+        self._files.abandon_all()
+
+    async def _make_way(self, raw_id: bytes) -> None:
+        """Remove what an object of this id has left behind that was deleted."""
+        if any(change.deleted for change in self._committer.pending(raw_id)):
+            # Its last turns may be on their way into its history, even now.
+            await self._driver.read(DeleteDatabase(raw_id))
+        else:
+            delete_files(self._directory, raw_id)
+
+    async def _restore(self, raw_id: bytes, bookmark: str) -> None:
+        # A seal of nobody: its ticket is the number of the restored state, and must not
+        # be used again after a crash.
+        ticket = self._committer.seal(Seal(num=0))
+        await self._committer.wait(ticket)
+        now_ms = self._clock.now_ms()
+        try:
+            await self._driver.read(RestoreDatabase(raw_id, bookmark, ticket, now_ms))
+        except (CorruptionError, StorageFullError, StorageFailedError):
+            raise  # it may be possible another time
+        except StorageError as error:
+            # It was within the history when it was asked for. The object goes on as it
+            # is, rather than never again.
+            reason = str(error)
+            log.warning("object.not_restored", id=raw_id.hex(), reason=reason)
