@@ -51,6 +51,12 @@ FIGURES = {
         "busy_loop_vs_quiet",
     ),
     "idle_object": ("idle_object_bytes",),
+    "large_object": (
+        "large_object_get_vs_1000_keys",
+        "large_object_page_vs_1000_keys",
+        "large_object_put_vs_1000_keys",
+        "large_object_fold_vs_1000_keys",
+    ),
     "ready_seconds": ("ready_seconds_100k", "ready_seconds_100k_daemon"),
 }
 AIMS = {
@@ -60,6 +66,9 @@ AIMS = {
     "busy_loop_vs_quiet_process": Aim(ratio=0.5, at_least=True),
     "busy_loop_vs_quiet": Aim(ratio=0.5, at_least=True),
     "idle_object_bytes": Aim(ratio=1, at_least=False),
+    "large_object_get_vs_1000_keys": Aim(ratio=2, at_least=False),
+    "large_object_page_vs_1000_keys": Aim(ratio=2, at_least=False),
+    "large_object_put_vs_1000_keys": Aim(ratio=2, at_least=False),
     "ready_seconds_100k": Aim(ratio=1, at_least=False),
 }
 

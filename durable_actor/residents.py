@@ -25,6 +25,7 @@ from durable_actor.clock import Timer
 from durable_actor.entrypoints import ClassInfo
 from durable_actor.ids import ObjectId
 from durable_actor.surroundings import Live, Surroundings
+from durable_actor.websockets import BROKEN
 
 _CANCEL_SECONDS = 2.0  # what was cancelled has so long to clean up
 _SWEEP_PARTS = 4  # looks for idle objects so often in the time they may idle
@@ -49,6 +50,8 @@ class Residents:
         # The last ticket of a broken activation, until the next one has started.
         self._last_tickets: dict[bytes, int] = {}
         self._sweep_timer: Timer | None = None
+        self._sweep_is_planned = False  # at once, beside the timer
+        self._swept_to_bytes = 0  # what the last sweep could not let go
 
     def __iter__(self) -> Iterator[Activation]:
         """Go through all that are there now; they may break meanwhile."""
@@ -65,7 +68,10 @@ class Residents:
             activation = Activation(self._host, info, object_id)
             self._by_id[object_id.raw] = activation
             self._plan_sweep()
+            self._check_cache()
             activation.start(self._last_tickets.pop(object_id.raw, 0))
+        elif activation.id.name is None and object_id.name is not None:
+            activation.learn_name(object_id.name)
         return activation
 
     def forget(self, activation: Live) -> None:
@@ -74,11 +80,13 @@ class Residents:
         if self._by_id.get(raw) is activation:
             del self._by_id[raw]
             self._last_tickets[raw] = activation.ticket
+            self._host.sockets.close(activation.id, BROKEN, "the object was reset")
 
     def evict(self, activation: Activation) -> None:
         """Let an idle object go."""
         activation.evict()
         del self._by_id[activation.id.raw]
+        self._host.sockets.let_go(activation.id)
 
     def last_ticket(self, object_id: ObjectId) -> int:
         """Return what has to be settled before the object is read from the disk."""
@@ -108,6 +116,7 @@ class Residents:
         """Let nobody go any more for being idle; the host is closed."""
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
+            self._sweep_timer = None
 
     def _plan_sweep(self) -> None:
         if self._sweep_timer is not None or not self._by_id:
@@ -119,11 +128,17 @@ class Residents:
     def _sweep(self) -> None:
         """Let go of what is idle for long, or of the oldest if memory is short."""
         self._sweep_timer = None
-        idle_since_ms = self._host.clock.now_ms() - self._idle_ms
-        resident = list(self)
-        idle = [activation for activation in resident if activation.is_idle]
+        now_ms = self._host.clock.now_ms()
+        idle_since_ms = now_ms - self._idle_ms
+        resident, idle = list(self), []
+        for activation in resident:
+            if activation.is_idle:
+                idle.append(activation)
+            else:
+                activation.used_at_ms = now_ms  # it idles from the end of its work
         too_many = len(resident) - self._objects_max
-        too_large = sum(a.cached_bytes for a in resident) - self._cache_bytes_max
+        cached_bytes = self._host.committer.cached_bytes
+        too_large = cached_bytes - self._cache_bytes_max
         if too_many > 0 or too_large > 0:
             idle.sort(key=lambda activation: activation.used_at_ms)
             if too_many > len(idle):
@@ -136,4 +151,21 @@ class Residents:
                 too_many -= 1
                 too_large -= activation.cached_bytes
                 self.evict(activation)
+        self._swept_to_bytes = self._host.committer.cached_bytes
         self._plan_sweep()
+
+    def _check_cache(self) -> None:
+        """Sweep at once if another object comes while the cache is over its bound.
+
+        Unless a sweep has just shown that nobody can go.
+        """
+        bytes_max = self._cache_bytes_max
+        over = max(bytes_max, self._swept_to_bytes + bytes_max // _SWEEP_PARTS)
+        if not self._sweep_is_planned and self._host.committer.cached_bytes > over:
+            self._sweep_is_planned = True
+            asyncio.get_running_loop().call_soon(self._sweep_now)
+
+    def _sweep_now(self) -> None:
+        self._sweep_is_planned = False
+        self.stop_sweeping()
+        self._sweep()

@@ -15,11 +15,13 @@ from typing import Protocol, Self
 
 from durable_actor.clock import Clock
 from durable_actor.config import Config
+from durable_actor.databases import Databases
 from durable_actor.env import Env
 from durable_actor.ids import ObjectId
 from durable_actor.mailbox import MailboxBounds
 from durable_actor.reminders import Reminders
 from durable_actor.replies import KeptRepliesLimits
+from durable_actor.sockets import Sockets
 from durable_actor.storage.committer import Committer
 from durable_actor.storage.kv import KeyValueLimits
 from durable_actor.storage.ports import ShardDriver
@@ -45,6 +47,7 @@ class ActivationSettings:
                 key_bytes_max=storage.key_bytes_max,
                 value_bytes_max=storage.value_bytes_max,
                 batch_entries_max=storage.batch_entries_max,
+                list_bytes_max=storage.list_bytes_max,
             ),
             bounds=MailboxBounds(
                 events_max=objects.mailbox_events_max,
@@ -104,6 +107,8 @@ class Surroundings(Protocol):
     counters: ActivationCounters
     context: contextvars.Context
     reminders: Reminders
+    sockets: Sockets
+    databases: Databases
 
     def plan_turn_end(self, activation: Live, /) -> None:
         """Call `turn_ended` once the running step is over."""

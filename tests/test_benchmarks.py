@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import idle_object, ready_seconds
+from benchmarks import idle_object, large_object, ready_seconds
 from benchmarks.__main__ import AIMS, FIGURES
 from benchmarks.measuring import Answer, Scale
 
@@ -23,6 +23,7 @@ async def test_a_benchmark_answers_with_its_figures(
     module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(idle_object, "OBJECTS", 1_000)
+    monkeypatch.setattr(large_object, "KEYS_QUICK", 10_000)
     monkeypatch.setattr(ready_seconds, "OBJECTS", 5_000)
     monkeypatch.setattr(ready_seconds, "ALARMS", 500)
     monkeypatch.setattr(ready_seconds, "STARTS", 1)

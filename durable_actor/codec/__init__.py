@@ -34,7 +34,7 @@ Does not know who stores or sends the bytes.
 
 from durable_actor.codec.arguments import convert_arguments
 from durable_actor.codec.failures import dumps_error, loads_error
-from durable_actor.codec.readable import to_json
+from durable_actor.codec.readable import stored_to_json, to_json
 from durable_actor.codec.registry import register
 from durable_actor.codec.values import clone, decode, encode
 
@@ -46,5 +46,6 @@ __all__ = [
     "encode",
     "loads_error",
     "register",
+    "stored_to_json",
     "to_json",
 ]

@@ -1,7 +1,8 @@
 """Readable: a value for people, as JSON. The way back is not kept.
 
 Where JSON has no word for something it is shown as text: bytes as base64, a date in ISO
-form, a NaN as null.
+form, a NaN as null. `stored_to_json` shows what is on disk, also where the classes are
+not: by the name of each class, and its fields.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import msgspec
 from durable_actor.codec.refusals import RefusedError
 from durable_actor.codec.registry import form_of
 from durable_actor.codec.tags import DEPTH_MAX, INT_MAX, INT_MIN
+from durable_actor.codec.values import Reader
 from durable_actor.codec.wording import class_name, message_of
-from durable_actor.errors import EncodeError
+from durable_actor.errors import DecodeError, EncodeError
 
 
 def to_json(value: object) -> Any:
@@ -33,6 +35,36 @@ def to_json(value: object) -> Any:
         EncodeError: Not a value this module keeps.
     """
     return _to_json(value, DEPTH_MAX)
+
+
+def stored_to_json(data: bytes) -> Any:
+    """Return a readable form of stored bytes; their classes need not be here.
+
+    Raises:
+        DecodeError: Damaged bytes, or written by a later release.
+    """
+    try:
+        return to_json(_SHOWN.read(data))
+    except EncodeError as error:
+        raise DecodeError(f"the bytes are damaged: {error}") from error
+
+
+class _Shown:
+    """An instance of a class that need not be here."""
+
+    __slots__ = ("key", "parts")
+
+    def __init__(self, key: str, parts: Any) -> None:
+        self.key = key
+        self.parts = parts
+
+
+class _ShowingReader(Reader):
+    """Reads values with no code of their classes, not even to find them."""
+
+    def read_instance(self, code: int, key: str, parts: Any) -> Any:
+        del code
+        return _Shown(key, parts)
 
 
 def _to_json(value: Any, room: int) -> Any:
@@ -54,6 +86,9 @@ def _to_json(value: Any, room: int) -> Any:
             return members
         # 1 and "1" are two keys here and one in JSON.
         return [[_to_json(key, room), _to_json(value[key], room)] for key in value]
+    if kind is _Shown:
+        parts = value.parts if type(value.parts) is dict else {"value": value.parts}
+        return {"type": str(value.key), **_to_json(parts, room + 1)}
     if isinstance(value, Enum):
         return _to_json(value._value_, room)
     if isinstance(value, BaseException):
@@ -99,3 +134,4 @@ _JSON_TEXT: Final[dict[type, Callable[[Any], Any]]] = {
     UUID: str,
     msgspec.UnsetType: lambda _: None,
 }
+_SHOWN: Final = _ShowingReader()

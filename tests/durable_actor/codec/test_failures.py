@@ -44,6 +44,8 @@ def made_errors() -> list[DurableActorError]:
             made.append(cls("data", "pid 1"))
         elif issubclass(cls, errors.TransportError):
             made.append(cls("gone", outcome="not_executed"))
+        elif issubclass(cls, errors.WebSocketClosedError):
+            made.append(cls(1001, "going away", was_clean=True))
         elif issubclass(cls, RemoteError):
             made.append(cls("a.B", "text", remote_notes=("n",), remote_traceback=""))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -11,8 +12,10 @@ from uuid import UUID
 import msgspec
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from durable_actor import codec
+from durable_actor.errors import DecodeError
 from tests.durable_actor.codec.samples import (
     Colour,
     Line,
@@ -21,6 +24,8 @@ from tests.durable_actor.codec.samples import (
     same,
     values,
 )
+
+NAME = Line.__module__
 
 
 @given(values)
@@ -57,3 +62,50 @@ def test_every_value_has_a_readable_form_in_json(value: Any) -> None:
 )
 def test_the_readable_form_of_a_value(value: object, shown: object) -> None:
     assert same(codec.to_json(value), shown)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ({"a": [1, (2, date(2024, 1, 2))]}, {"a": [1, [2, "2024-01-02"]]}),
+        (
+            Line("a", 1),
+            {"type": f"{NAME}:Line", "sku": "a", "quantity": 1, "price": "0"},
+        ),
+        ({Colour.RED}, [{"type": f"{NAME}:Colour", "value": "RED"}]),
+        (
+            [ValueError("x")],
+            [
+                {
+                    "type": "builtins:ValueError",
+                    "args": ["x"],
+                    "state": {},
+                    "fields": {},
+                    "notes": [],
+                }
+            ],
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_stored_is_shown_without_its_classes(
+    value: object, shown: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = codec.encode(value)
+    monkeypatch.delitem(sys.modules, NAME)
+
+    assert codec.stored_to_json(data) == shown
+
+
+@given(values)
+def test_whatever_is_stored_can_be_shown(value: Any) -> None:
+    shown = codec.stored_to_json(codec.encode(value))
+    assert msgspec.json.decode(msgspec.json.encode(shown)) == shown
+
+
+@given(st.binary(max_size=40))
+def test_damaged_bytes_are_shown_or_a_decode_error(data: bytes) -> None:
+    try:
+        codec.stored_to_json(b"\x01" + data)
+    except DecodeError:
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from uuid import UUID
@@ -14,6 +15,7 @@ import pytest
 from msgspec import msgpack
 
 from durable_actor import codec
+from durable_actor.codec import tags
 from durable_actor.codec.tags import FORMAT_VERSION
 from durable_actor.errors import (
     DecodeError,
@@ -44,6 +46,12 @@ class Light(enum.Enum):
     GREEN = 1
 
 
+@codec.register(name="golden:Access")
+class Access(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
 @codec.register(name="golden:Note")
 class Note(msgspec.Struct, frozen=True):
     text: str
@@ -66,7 +74,23 @@ GOLDEN: dict[str, object] = {
     "01c70c049401a161c703019202c0a162": {1: "a", (2, None): "b"},
     "01c70905400000000000000000": 2**70,
     "01c70905ff0000000000000000": -(2**64),
+    "0195cb7ff8000000000000cb7ff0000000000000cbfff0000000000000cb8000000000000000c2": [
+        math.nan,
+        math.inf,
+        -math.inf,
+        -0.0,
+        False,
+    ],
+    "0192d38000000000000000cfffffffffffffffff": [-(2**63), 2**64 - 1],
+    "0197d40190d40290d403908090c400a0": [(), set(), frozenset(), {}, [], b"", ""],
     "01d40678": bytearray(b"x"),
+    ("01c71b07ba323032342d30312d30325430333a30343a30352e303030303036"): datetime(
+        2024, 1, 2, 3, 4, 5, 6
+    ),
+    ("01c7170793b3323032342d31302d32375430313a33303a303001c0"): datetime(
+        2024, 10, 27, 1, 30, fold=1
+    ),
+    "01c70909a830313a30323a3033": time(1, 2, 3),
     (
         "01c72207d920323032342d30312d30325430333a30343a30352e3030303030362b30303a3030"
     ): datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=UTC),
@@ -87,6 +111,7 @@ GOLDEN: dict[str, object] = {
     "01d80c00000000000000000000000000000007": UUID(int=7),
     "01c7000d": msgspec.UNSET,
     "01c7141092ac676f6c64656e3a4c69676874a5475245454e": Light.GREEN,
+    "01d81092ad676f6c64656e3a41636365737303": Access.READ | Access.WRITE,
     "01c71c1192ab676f6c64656e3a4b65707482a46e616d65a161a5636f756e7401": Kept("a", 1),
     "01c7151292ab676f6c64656e3a4e6f746581a474657874a161": Note("a"),
     (
@@ -98,6 +123,12 @@ GOLDEN: dict[str, object] = {
         "617267739202a26e6fa5737461746580a66669656c647383a56572726e6f02a87374"
         "726572726f72a26e6fa866696c656e616d65a468657265a56e6f74657390"
     ): FileNotFoundError(2, "no", "here"),
+    (
+        "01c76f1392b76275696c74696e733a457863657074696f6e47726f757084a461726773"
+        "92a46d616e7991c7301392b0676f6c64656e3a4c6f73744572726f7284a461726773"
+        "9101a5737461746580a66669656c647380a56e6f74657390a5737461746580a6666965"
+        "6c647380a56e6f74657390"
+    ): ExceptionGroup("many", [LostError(1)]),
 }
 
 
@@ -105,3 +136,19 @@ GOLDEN: dict[str, object] = {
 def test_bytes_of_the_first_release_are_read_for_ever(data: str, value: object) -> None:
     assert same(codec.decode(bytes.fromhex(data)), value)
     assert codec.encode(value) == bytes.fromhex(data)
+
+
+def test_every_tag_has_stored_bytes() -> None:
+    """A tag without them could change its meaning unnoticed."""
+    others = ("FORMAT_VERSION", "DEPTH_MAX", "INT_MIN", "INT_MAX")
+    codes = {
+        value
+        for name, value in vars(tags).items()
+        if name.isupper() and type(value) is int and name not in others
+    }
+    stored: set[int] = set()
+    for data in GOLDEN:
+        msgpack.decode(
+            bytes.fromhex(data)[1:], ext_hook=lambda code, _: stored.add(code)
+        )
+    assert stored == codes
