@@ -1,9 +1,13 @@
-"""What a host tells of itself: objects in the directory, pages of them, statistics."""
+"""What a host tells of itself: objects, alarms and keys in pages, and statistics."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+_INT_MAX = 2**63  # what SQLite compares with
+_AFTER_KEY = "after "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,48 @@ class ObjectPage:
     """Some objects in order, and where to go on; `cursor` None: that was all."""
 
     objects: list[ObjectEntry]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmEntry:
+    """One alarm that is set, and whose it is. Times in epoch milliseconds."""
+
+    object_class: str
+    name: str | None
+    id: str
+    due_at_ms: int  # when it fires next
+    scheduled_at_ms: int  # what it was set for; earlier, once a try has failed
+    retries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlarmPage:
+    """Some alarms in due order, and where to go on; `cursor` None: that was all."""
+
+    alarms: list[AlarmEntry]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKey:
+    """One key that an object has stored, with its value in a form for people.
+
+    The form is made for JSON and needs no class; there is no way back from it.
+    """
+
+    key: str
+    value: Any
+    size_bytes: int  # of the stored value
+    unreadable: str | None = None  # why `value` is None although something is stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPage:
+    """Some keys in order, and where to go on; `cursor` None: that was all."""
+
+    exists: bool  # whether the object has ever stored anything, be it an alarm
+    keys: list[StoredKey]
     cursor: str | None
 
 
@@ -51,6 +97,7 @@ class HostStats:
     events_waiting: int
     events_delivered: int
     events_dropped: int
+    web_sockets: int
     epoch: int
     # Sampled every 15 seconds; 0 before the first sample.
     objects_stored: int = 0
@@ -80,3 +127,50 @@ def open_cursor(cursor: str | None) -> tuple[str, str, bytes] | None:
     except ValueError:
         message = f"{cursor!r} is not a cursor; take it from the page before"
         raise ValueError(message) from None
+
+
+def make_alarm_cursor(due_at_ms: int, num: int) -> str:
+    """Return the cursor that leads on behind the alarm of the object with a number."""
+    return f"{due_at_ms} {num}".encode().hex()
+
+
+def open_alarm_cursor(cursor: str | None) -> tuple[int, int] | None:
+    """Return the place a cursor names: due time and number of the object.
+
+    Raises:
+        ValueError: Not a cursor of ours.
+    """
+    if cursor is None:
+        return None
+    try:
+        due_at_ms, num = bytes.fromhex(cursor).decode("ascii").split(" ")
+        place = int(due_at_ms), int(num)
+        if max(place) >= _INT_MAX:
+            raise ValueError
+        return place
+    except ValueError:
+        message = f"{cursor!r} is not a cursor; take it from the page before"
+        raise ValueError(message) from None
+
+
+def make_key_cursor(key: str) -> str:
+    """Return the cursor that leads on behind a key."""
+    return f"{_AFTER_KEY}{key}".encode().hex()
+
+
+def open_key_cursor(cursor: str | None) -> str | None:
+    """Return the key that a cursor leads on behind.
+
+    Raises:
+        ValueError: Not a cursor of ours.
+    """
+    if cursor is None:
+        return None
+    try:
+        text = bytes.fromhex(cursor).decode()
+        if not text.startswith(_AFTER_KEY):
+            raise ValueError
+    except ValueError:
+        message = f"{cursor!r} is not a cursor; take it from the page before"
+        raise ValueError(message) from None
+    return text.removeprefix(_AFTER_KEY)

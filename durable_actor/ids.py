@@ -56,6 +56,16 @@ class ObjectId:
     def __hash__(self) -> int:
         return hash(self.raw)
 
+    def equals(self, other: ObjectId) -> bool:
+        """Return whether both name the same object; `==` does, too."""
+        return self == other
+
+    def to_string(self) -> str:
+        """Return the 64 hexadecimal characters; `str` does, too."""
+        return str(self)
+
+    toString = to_string
+
 
 class IdSpace:
     """Makes and checks the ids of one namespace."""
@@ -88,13 +98,7 @@ class IdSpace:
             InvalidIdError: Not 64 hexadecimal characters.
             ForeignIdError: Of another namespace, or mistyped.
         """
-        if not _is_id_text(text):
-            message = (
-                "Invalid Durable Object ID: must be 64 hex digits"
-                f" (got {_shorten(text)})"
-            )
-            raise InvalidIdError(message)
-        return self.adopt(bytes.fromhex(text), None)
+        return self.adopt(id_bytes(text), None)
 
     def adopt(self, raw: bytes, name: str | None) -> ObjectId:
         """Return the id with these 32 bytes, checked to belong here."""
@@ -108,6 +112,20 @@ class IdSpace:
 
     def _complete(self, half: bytes) -> bytes:
         return half + self._digest(half)
+
+
+def id_bytes(text: str) -> bytes:
+    """Return the 32 bytes of an id, of whatever namespace.
+
+    Raises:
+        InvalidIdError: Not 64 hexadecimal characters.
+    """
+    if not _is_id_text(text):
+        message = (
+            f"Invalid Durable Object ID: must be 64 hex digits (got {_shorten(text)})"
+        )
+        raise InvalidIdError(message)
+    return bytes.fromhex(text)
 
 
 def check_name(name: str) -> bytes:

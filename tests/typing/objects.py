@@ -7,23 +7,41 @@ not needed, so each is a test.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timedelta
 from typing import Any, assert_type
 
 from durable_actor import (
+    AlarmEntry,
     AlarmInfo,
+    AlarmPage,
+    Client,
+    DurableActorError,
     DurableObject,
     DurableObjectNamespace,
     DurableObjectState,
     DurableObjectTransaction,
     Env,
     EventSink,
+    Headers,
     Host,
     ObjectId,
     ObjectPage,
+    ReadyState,
+    Request,
+    Response,
+    StateChange,
+    StoredKey,
+    StoredPage,
+    Watch,
+    WebSocket,
+    WebSocketPair,
+    WebSocketRequestResponsePair,
     interleave,
 )
+from durable_actor.storage.sql.cursor import SqlCursor
+from durable_actor.storage.sql.statements import SqlValue
+from durable_actor.storage.sql.surface import SqlStorage
 from durable_actor.testing import TestHost, open_test_host
 
 
@@ -149,5 +167,187 @@ async def the_host_and_its_test_double(tmp_path: str) -> None:
         await test.advance(1.5)  # type: ignore[arg-type]
 
 
+class Room(DurableObject):
+    async def fetch(self, request: Request) -> Response:
+        assert_type(request.method, str)
+        assert_type(request.headers, Headers)
+        assert_type(request.body, AsyncIterator[bytes] | None)
+        assert_type(await request.bytes(), bytes)
+        assert_type(await request.text(), str)
+        assert_type(await request.json(), Any)
+        client, server = WebSocketPair()
+        assert_type(client, WebSocket)
+        self.ctx.accept_web_socket(server, ["a"])
+        self.ctx.acceptWebSocket(server, tags=("a", "b"))
+        self.ctx.accept_web_socket("socket")  # type: ignore[arg-type]
+        assert_type(self.ctx.get_web_sockets("a"), list[WebSocket])
+        assert_type(self.ctx.getTags(server), list[str])
+        pair = WebSocketRequestResponsePair("ping", "pong")
+        self.ctx.setWebSocketAutoResponse(pair)
+        self.ctx.set_web_socket_auto_response(None)
+        at = self.ctx.getWebSocketAutoResponseTimestamp(server)
+        assert_type(at, datetime | None)
+        return Response(None, status=101, web_socket=client)
+
+    async def web_socket_message(self, ws: WebSocket, message: str | bytes) -> None:
+        ws.send(message)
+        ws.send(1)  # type: ignore[arg-type]
+        ws.close(1000, "reason")
+        ws.serializeAttachment({"any": "value"})
+        assert_type(ws.deserializeAttachment(), Any)
+        assert_type(ws.ready_state, ReadyState)
+
+
+async def a_response_is_made_and_read(host: Host) -> None:
+    room = host.namespace(Room).get_by_name("a")
+    response = await room.fetch(Request("/", method="POST", body="text"))
+    assert_type(response, Response)
+    assert_type(response.status, int)
+    assert_type(await response.json(), Any)
+    assert_type(Response.json({"a": 1}, status=201), Response)
+    assert_type(response.web_socket, WebSocket | None)
+    assert_type(response.headers["a"], str)
+    assert_type(response.headers.get("a"), str | None)
+    Response(1)  # type: ignore[arg-type]
+    Request("/", method=1)  # type: ignore[arg-type]
+    await room.fetch("/")  # type: ignore[arg-type]
+
+
 class WrongConcurrency(DurableObject, concurrency="parallel"):  # type: ignore[arg-type]
     pass
+
+
+async def a_stub_can_be_watched(host: Host, client: Client) -> None:
+    cart = host.namespace(Cart).get_by_name("a")
+    assert_type(cart.watch(), Watch)
+    assert_type(client.namespace(Cart).get_by_name("a").watch("line:"), Watch)
+    async with cart.watch(prefix="line:") as changes:
+        assert_type(changes, Watch)
+        async for change in changes:
+            assert_type(change, StateChange)
+            assert_type(change.changed, Mapping[str, Any])
+            assert_type(change.deleted, frozenset[str])
+            assert_type(change.cleared, bool)
+            assert_type(change.ticket, int)
+            change.ticket = 1  # type: ignore[misc]
+    cart.watch(1)  # type: ignore[arg-type]
+    await cart.watch()  # type: ignore[misc]
+
+
+class Hidden(DurableObject):
+    async def watch(self) -> int:  # type: ignore[override]
+        return 1
+
+
+async def alarms_come_in_pages(host: Host, client: Client) -> None:
+    assert_type(await host.alarms("Cart", before=timedelta(hours=1)), AlarmPage)
+    page = assert_type(await client.alarms(limit=5), AlarmPage)
+    assert_type(page.alarms, list[AlarmEntry])
+    assert_type(page.alarms[0].due_at_ms, int)
+    assert_type(await client.list_objects("Cart", prefix="a"), ObjectPage)
+    assert_type(await client.delete(page_id(client)), bool)
+    await host.alarms(before="tomorrow")  # type: ignore[arg-type]
+
+
+async def stored_keys_come_in_pages(host: Host, client: Client) -> None:
+    page = assert_type(await host.stored_keys("0" * 64, limit=5), StoredPage)
+    assert_type(await client.stored_keys(page_id(client), prefix="a"), StoredPage)
+    assert_type(page.keys, list[StoredKey])
+    assert_type(page.keys[0].size_bytes, int)
+    await host.stored_keys(b"")  # type: ignore[arg-type]
+
+
+def page_id(client: Client) -> ObjectId:
+    return client.namespace(Cart).id_from_name("a")
+
+
+async def cloudflare_s_names_of_a_namespace_have_the_types_of_ours(host: Host) -> None:
+    namespace = host.namespace(Cart)
+    assert_type(namespace.idFromName("a"), ObjectId)
+    assert_type(namespace.newUniqueId(), ObjectId)
+    assert_type(namespace.idFromString("0" * 64), ObjectId)
+    assert_type(namespace.getByName("a", timeout="1 second"), Cart)
+    object_id = namespace.idFromName("a")
+    assert_type(object_id.toString(), str)
+    assert_type(object_id.to_string(), str)
+    assert_type(object_id.equals(object_id), bool)
+    object_id.equals("a")  # type: ignore[arg-type]
+    namespace.idFromName(1)  # type: ignore[arg-type]
+
+
+async def cloudflare_s_names_of_the_state_have_the_types_of_ours(
+    ctx: DurableObjectState,
+) -> None:
+    async def number() -> int:
+        return 1
+
+    async def in_transaction(txn: DurableObjectTransaction) -> None:
+        assert_type(await txn.getAlarm(), int | None)
+        txn.setAlarm(timedelta(hours=1))
+        txn.deleteAlarm()
+        txn.setAlarm("tomorrow")  # type: ignore[arg-type]
+
+    assert_type(await ctx.blockConcurrencyWhile(number), int)
+    assert_type(await ctx.waitUntil(number()), int)
+    ctx.storage.deleteAll()
+    ctx.storage.setAlarm(1)
+    ctx.storage.deleteAlarm()
+    assert_type(await ctx.storage.getAlarm(), int | None)
+    await ctx.storage.transaction(in_transaction)
+    assert_type(ctx.getWebSockets("tag"), list[WebSocket])
+    assert_type(ctx.getWebSocketAutoResponse(), WebSocketRequestResponsePair | None)
+    assert_type(ctx.getHibernatableWebSocketEventTimeout(), int | None)
+    ctx.setAlarm(1)  # type: ignore[attr-defined]
+
+
+def cloudflare_s_names_of_sockets_have_the_types_of_ours(
+    ctx: DurableObjectState, ws: WebSocket
+) -> None:
+    ctx.acceptWebSocket(ws, ["tag"])
+    assert_type(ctx.getTags(ws), list[str])
+    assert_type(ctx.getWebSocketAutoResponseTimestamp(ws), datetime | None)
+    ctx.setWebSocketAutoResponse(WebSocketRequestResponsePair("ping", "pong"))
+    ctx.setHibernatableWebSocketEventTimeout("1 second")
+    ws.serializeAttachment({"user": 1})
+    assert_type(ws.deserializeAttachment(), Any)
+
+
+def cloudflare_s_names_of_messages_have_the_types_of_ours(
+    request: Request, response: Response
+) -> None:
+    assert_type(request.bodyUsed, bool)
+    assert_type(response.bodyUsed, bool)
+    assert_type(response.headers.getSetCookie(), list[str])
+    assert_type(response.headers.getAll("set-cookie"), list[str])
+
+
+def cloudflare_s_names_of_sql_have_the_types_of_ours(
+    sql: SqlStorage, cursor: SqlCursor
+) -> None:
+    assert_type(sql.databaseSize, int)
+    assert_type(cursor.columnNames, list[str])
+    assert_type(cursor.rowsRead, int)
+    assert_type(cursor.rowsWritten, int)
+    assert_type(cursor.toArray(), list[dict[str, SqlValue]])
+
+
+async def cloudflare_s_names_of_recovery_have_the_types_of_ours(
+    ctx: DurableObjectState,
+) -> None:
+    assert_type(ctx.storage.transactionSync(lambda: 1), int)
+    assert_type(await ctx.storage.getCurrentBookmark(), str)
+    assert_type(await ctx.storage.getBookmarkForTime(timedelta(hours=-1)), str)
+    assert_type(await ctx.storage.onNextSessionRestoreBookmark("a"), str)
+
+
+def cloudflare_s_names_of_an_alarm_have_the_types_of_ours(info: AlarmInfo) -> None:
+    assert_type(info.retryCount, int)
+    assert_type(info.isRetry, bool)
+    assert_type(info.scheduledTime, int)
+
+
+def cloudflare_s_names_of_an_error_have_the_types_of_ours(
+    error: DurableActorError,
+) -> None:
+    assert_type(error.durableObjectReset, bool)
+    assert_type(error.durable_object_reset, bool)
