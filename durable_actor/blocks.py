@@ -18,16 +18,32 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from durable_actor.clock import Clock, deadline
 from durable_actor.errors import ObjectResetError, Outcome
+from durable_actor.signals import Abort
 
 T = TypeVar("T")
-# Given what happened and what is known of running calls, returns what to raise.
-BreakOff = Callable[[str, Outcome], ObjectResetError]
-
 BLOCK_DEPTH_MAX = 64  # blocks inside blocks, as on Cloudflare
+TOO_LONG = (
+    "A call to block_concurrency_while() in a Durable Object waited for too long."
+    " The call was canceled and the Durable Object was reset."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockFailure:
+    """Why a block breaks its object, and what the callers are to make of it."""
+
+    reason: str
+    outcome: Outcome = "failed"
+    overloaded: bool = False
+
+
+# Breaks the object; returns the error of whoever began the block.
+BreakOff = Callable[[BlockFailure], ObjectResetError]
 
 
 class _Block:
@@ -79,8 +95,8 @@ class Blocks:
         """
         block = _Block(_current_block.get())
         if block.depth > BLOCK_DEPTH_MAX:
-            reason = "block_concurrency_while calls are nested too deeply"
-            raise break_off(reason, "failed")
+            reason = "block_concurrency_while() calls are nested too deeply."
+            raise break_off(BlockFailure(reason=reason))
         siblings = [b.task for b in self._open if b.parent is block.parent]
         block.task = task = asyncio.get_running_loop().create_task(
             self._run(callback, block, siblings, break_off), name=name
@@ -111,9 +127,13 @@ class Blocks:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            outcome: Outcome = "failed"
             reason = f"block_concurrency_while failed: {type(error).__name__}: {error}"
+            failure = BlockFailure(reason=reason)
             if scope is not None and scope.expired():
-                outcome = "unknown"
-                reason = f"block_concurrency_while took more than {self._limit_ms} ms"
-            raise break_off(reason, outcome) from error
+                reason = f"{TOO_LONG} The limit is {self._limit_ms} ms."
+                failure = BlockFailure(
+                    reason=reason, outcome="unknown", overloaded=True
+                )
+            break_off(failure)
+            # Nobody goes on behind the block, whatever they catch.
+            raise Abort(reason) from error
