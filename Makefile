@@ -18,10 +18,10 @@ TYPED   := $(wildcard durable_actor workflows examples benchmarks tests)
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo run setup test lint check bench kill lock clean
+.PHONY: help demo run setup test lint check parity bench kill programs lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.run ## a counter, an alarm and a run that survives a crash
 	$(PY) -m durable_actor demo
@@ -42,11 +42,17 @@ lint: $(VENV)/.dev ## format, rules, types and the floors of imports
 
 check: lint test ## everything a change must pass
 
+parity: $(VENV)/.dev ## ours beside the original, case by case (ARGS=--write: its page)
+	$(PY) -m tests.parity.report $(ARGS)
+
 bench: $(VENV)/.dev ## the benchmarks: one question per file
 	$(PY) -m benchmarks
 
 kill: $(VENV)/.dev ## kill the daemon 500 times and audit what it kept
 	$(PY) -m tests.support.kill_loop --kills 500
+
+programs: $(VENV)/.dev ## 10,000 programs of storage against a sorted dict (ARGS=...)
+	$(PY) -m tests.simulation.storage_programs --programs 10000 $(ARGS)
 
 # The development lock comes first, and the runtime lock is held to it, so that
 # what is tested is what is run. `make lock UPGRADE=--upgrade` moves the versions.

@@ -1,9 +1,9 @@
 """Durable objects for Python: addressable, single-threaded, durable things.
 
 Reading order of the package: `errors`, `ids`, `clock` and `codec` are its words;
-`gates`, `mailbox` and `alarms` its mechanisms; `storage/` its state on disk; `rpc`,
-`state`, `namespace` and `entrypoints` what user code holds; `activation` and `host` the
-runtime; `daemon/` and `client` its edges.
+`gates`, `mailbox` and `alarms` its mechanisms; `storage/` its state on disk;
+`websockets`, `fetch`, `rpc`, `state`, `namespace` and `entrypoints` what user code
+holds; `activation` and `host` the runtime; `daemon/` and `client` its edges.
 """
 
 from durable_actor.client import Client, connect
@@ -21,11 +21,20 @@ from durable_actor.clock import (
 )
 from durable_actor.codec import convert_arguments, decode, encode, register, to_json
 from durable_actor.config import Config, load_config
-from durable_actor.directory import HostStats, ObjectEntry, ObjectPage
+from durable_actor.directory import (
+    AlarmEntry,
+    AlarmPage,
+    HostStats,
+    ObjectEntry,
+    ObjectPage,
+    StoredKey,
+    StoredPage,
+)
 from durable_actor.entrypoints import DurableObject, interleave
 from durable_actor.env import Env
 from durable_actor.errors import (
     BadArgumentsError,
+    BodyError,
     CallTimeoutError,
     ConfigError,
     CorruptionError,
@@ -46,6 +55,7 @@ from durable_actor.errors import (
     ObjectResetError,
     Outcome,
     RemoteError,
+    SqlError,
     StorageError,
     StorageFailedError,
     StorageFullError,
@@ -53,7 +63,10 @@ from durable_actor.errors import (
     TransactionClosedError,
     TransportError,
     UnauthorizedError,
+    WebSocketClosedError,
+    WebSocketMisuseError,
 )
+from durable_actor.fetch import Headers, Request, Response
 from durable_actor.host import Host
 from durable_actor.ids import ObjectId
 from durable_actor.log import get_logger
@@ -65,10 +78,20 @@ from durable_actor.storage.facade import (
     DurableObjectStorage,
     DurableObjectTransaction,
 )
+from durable_actor.storage.watches import StateChange, Watch
+from durable_actor.websockets import (
+    ReadyState,
+    WebSocket,
+    WebSocketPair,
+    WebSocketRequestResponsePair,
+)
 
 __all__ = [
+    "AlarmEntry",
     "AlarmInfo",
+    "AlarmPage",
     "BadArgumentsError",
+    "BodyError",
     "CallOptions",
     "CallTimeoutError",
     "Client",
@@ -91,6 +114,7 @@ __all__ = [
     "EventSink",
     "ForeignIdError",
     "FormatTooNewError",
+    "Headers",
     "Host",
     "HostClosedError",
     "HostMisuseError",
@@ -108,19 +132,32 @@ __all__ = [
     "ObjectResetError",
     "OutboxEvent",
     "Outcome",
+    "ReadyState",
     "RemoteError",
+    "Request",
+    "Response",
     "Router",
     "Schedule",
     "Schedules",
+    "SqlError",
+    "StateChange",
     "StorageError",
     "StorageFailedError",
     "StorageFullError",
     "StorageLimitError",
+    "StoredKey",
+    "StoredPage",
     "SystemClock",
     "Timer",
     "TransactionClosedError",
     "TransportError",
     "UnauthorizedError",
+    "Watch",
+    "WebSocket",
+    "WebSocketClosedError",
+    "WebSocketMisuseError",
+    "WebSocketPair",
+    "WebSocketRequestResponsePair",
     "connect",
     "convert_arguments",
     "deadline",

@@ -38,7 +38,7 @@ from durable_actor.alarm_delivery import (
     take_over_owed_alarm,
     tell_of_alarm,
 )
-from durable_actor.blocks import Blocks
+from durable_actor.blocks import TOO_LONG, BlockFailure, Blocks
 from durable_actor.clock import Clock, deadline
 from durable_actor.codec import clone
 from durable_actor.delivery import (
@@ -57,9 +57,12 @@ from durable_actor.errors import (
     ObjectOverloadedError,
     ObjectResetError,
     Outcome,
+    SqlError,
     StorageError,
+    StorageLimitError,
 )
-from durable_actor.gates import InputGate, OutputGate
+from durable_actor.gates import Effect, InputGate, OutputGate
+from durable_actor.hibernation import HibernatingSockets
 from durable_actor.ids import ObjectId
 from durable_actor.lifecycle import Lifecycle, moved
 from durable_actor.log import get_logger
@@ -67,12 +70,14 @@ from durable_actor.mailbox import Envelope, Mailbox
 from durable_actor.replies import KeptReplies
 from durable_actor.signals import Abort
 from durable_actor.state import DurableObjectState
+from durable_actor.storage.batch import ObjectRow
 from durable_actor.storage.facade import (
     DurableObjectStorage,
     is_beside_a_transaction,
 )
 from durable_actor.storage.kv import KeyValueLimits, LargeObject
 from durable_actor.storage.overlay import Overlay, settle
+from durable_actor.storage.ports import Loaded
 from durable_actor.surroundings import Surroundings
 from durable_actor.texts import check_attributes
 
@@ -96,6 +101,7 @@ class Activation:
         "_drainer",
         "_events_reserved",
         "_held_answers",
+        "_held_effects",
         "_host",
         "_input",
         "_instance",
@@ -108,6 +114,7 @@ class Activation:
         "_running",
         "_side_line",
         "_tasks",
+        "_turn_is_confirmed",
         "_turn_is_planned",
         "id",
         "info",
@@ -120,7 +127,12 @@ class Activation:
     ) -> None:
         self._host = host
         self.info = info
-        self.id = object_id
+        # A copy, if it was opened by its id: it may still learn its name.
+        self.id = (
+            object_id
+            if object_id.name is not None
+            else ObjectId(object_id.namespace, object_id.raw, None)
+        )
         self.lifecycle = Lifecycle.COLD
         self.used_at_ms = 0  # when the last event came
         self._input = InputGate(self._pump)
@@ -133,6 +145,7 @@ class Activation:
         self._admitter: asyncio.Task[None] | None = None
         # Answers that may rest on a transaction which is not over.
         self._held_answers: list[Envelope] | None = None
+        self._held_effects: list[Effect] | None = None  # the same, of what else leaves
         self._overlay: Overlay | None = None
         self._instance: DurableObject | None = None
         # Invariant: each delivery that has begun and not ended, by its number.
@@ -147,14 +160,16 @@ class Activation:
         self._alarm_is_queued = False
         self._events_reserved = 0  # room taken in the outbox by what is not sealed
         self._turn_is_planned = False
+        self._turn_is_confirmed = False  # somebody has to wait for what it wrote
         self._reset: ObjectResetError | None = None
 
     # -- what the host asks -----------------------------------------------------
 
     @property
     def ticket(self) -> int:
-        """The last ticket this object depends on."""
-        return self._output.ticket
+        """The last ticket this object depends on, or has sealed unconfirmed."""
+        sealed = 0 if self._overlay is None else self._overlay.ticket
+        return max(self._output.ticket, sealed)
 
     @property
     def is_idle(self) -> bool:
@@ -169,7 +184,7 @@ class Activation:
             and not self._side_line
             and not self._turn_is_planned
             and self._input.is_open
-            and self._output.is_open
+            and self.ticket <= self._host.committer.durable_ticket
         )
 
     @property
@@ -259,6 +274,12 @@ class Activation:
         if not self._is_draining:
             self._pump()
 
+    def learn_name(self, name: str) -> None:
+        """Take note of the name, which nobody knew when the object was opened."""
+        self.id.name = name
+        if self._overlay is not None:
+            self._spawn(self._store_name(), "store name")
+
     def fire_alarm(self) -> None:
         """Deliver the alarm if it is due, unless that is under way already."""
         if self._alarm_is_queued:
@@ -280,6 +301,7 @@ class Activation:
         self.lifecycle = moved(self.lifecycle, Lifecycle.COLD)
         if self._overlay is not None:
             # A task that nobody told us of must not write beside the next activation.
+            self._overlay.retire()
             reason = "the object was evicted; keep tasks alive with ctx.wait_until"
             self._overlay.break_off(self._reset_error(reason, "failed"))
         # Cut what goes round in a circle, so that the memory is free at once, and not
@@ -289,7 +311,12 @@ class Activation:
         self._release_events()
 
     def break_off(
-        self, reason: str, *, outcome: Outcome = "unknown", counts: bool = False
+        self,
+        reason: str,
+        *,
+        outcome: Outcome = "unknown",
+        counts: bool = False,
+        overloaded: bool = False,
     ) -> None:
         """Throw the activation away and tell everyone who waits.
 
@@ -297,12 +324,14 @@ class Activation:
             reason: What the callers read.
             outcome: What is known of the calls that were running.
             counts: Whether a running alarm handler is to blame.
+            overloaded: Whether the callers should not come back at once.
         """
         if self.lifecycle in (Lifecycle.BROKEN, Lifecycle.COLD):
             return
         self.lifecycle = moved(self.lifecycle, Lifecycle.BROKEN)
         self._host.counters.reset += 1
         self._reset = self._reset_error(reason, outcome)
+        self._reset.overloaded = overloaded
         log.warning("object.reset", object=repr(self.id), reason=reason)
         running = list((self._running or {}).values())
         if self._overlay is not None:
@@ -318,6 +347,9 @@ class Activation:
         for envelope in self._held_answers or ():
             envelope.fail(self._reset_error(reason, outcome))
         self._held_answers = None
+        held, self._held_effects = self._held_effects or (), None
+        for effect in held:
+            effect(StorageError("commit", reason))
         self._release_events()
         for envelope in self._take_waiting():
             envelope.fail(self._reset_error(reason, "not_executed"))
@@ -340,6 +372,16 @@ class Activation:
         return self._host.random
 
     @property
+    def sockets(self) -> HibernatingSockets:
+        """The hibernatable sockets of the object.
+
+        Raises:
+            ObjectResetError: This activation is broken; they are not its own.
+        """
+        self.check_unbroken()
+        return self._host.sockets.of(self.id)
+
+    @property
     def limits(self) -> KeyValueLimits:
         """The sizes that keys and values may have."""
         return self._host.settings.limits
@@ -349,8 +391,14 @@ class Activation:
         """Whether the class can take an alarm."""
         return self.info.has_alarm
 
-    def wrote(self) -> None:
-        """Plan the end of this turn: after this step of the task, at the latest."""
+    def wrote(self, *, is_confirmed: bool = True) -> None:
+        """Plan the end of this turn: after this step of the task, at the latest.
+
+        Args:
+            is_confirmed: Whether what the object says has to wait for this write.
+        """
+        if is_confirmed:
+            self._turn_is_confirmed = True
         if not self._turn_is_planned:
             self._turn_is_planned = True
             self._host.plan_turn_end(self)
@@ -360,7 +408,10 @@ class Activation:
         overlay = self._overlay
         if overlay is not None and overlay.is_unsealed:
             alarm_before = overlay.alarm_ticket
-            self._output.depend_on(overlay.seal(self._host.clock))
+            ticket = overlay.seal(self._host.clock)
+            if self._turn_is_confirmed:
+                self._output.depend_on(ticket)
+                self._turn_is_confirmed = overlay.is_in_transaction
             if overlay.alarm_ticket != alarm_before:
                 tell_of_alarm(self._host, self.id, overlay)
             if self._events_reserved and not overlay.is_in_transaction:
@@ -371,9 +422,28 @@ class Activation:
                 )
         return self._output.ticket
 
+    def let_out(self, effect: Effect) -> None:
+        """Run an effect once everything written so far is durable.
+
+        Raises:
+            ObjectResetError: The object is broken; nothing leaves it any more.
+        """
+        self.check_unbroken()
+        if self._is_in_transaction:
+            if self._held_effects is None:
+                self._held_effects = []
+            self._held_effects.append(effect)
+            return
+        self.end_turn()
+        self._output.let_out(effect)
+
     async def wait_durable(self, ticket: int) -> None:
         """Return once a ticket is on disk."""
         await self._host.committer.wait(ticket)
+
+    async def bookmark(self, at_ms: int | None) -> str:
+        """Return the bookmark of the object's database now, or at a time."""
+        return await self._host.databases.bookmark(self.id, at_ms)
 
     def large_object(self) -> LargeObject:
         """Return a reader for what is not in memory."""
@@ -393,6 +463,11 @@ class Activation:
             self.end_turn()
             for envelope in held:
                 self._send(envelope)
+        if self._held_effects and not self._is_in_transaction:
+            effects, self._held_effects = self._held_effects, None
+            self.end_turn()
+            for effect in effects:
+                self._output.let_out(effect)
         self._input.release()
 
     def emit(self, event: Mapping[str, object]) -> None:
@@ -469,11 +544,13 @@ class Activation:
             self._refuse(error)
         except Exception as error:
             if scope is not None and scope.expired():
-                reason = f"the constructor took more than {limit_ms} ms"
+                # Nothing but a block can take time in a constructor.
+                reason = f"{TOO_LONG} The limit is {limit_ms} ms."
+                self.break_off(reason, outcome="not_executed", overloaded=True)
             else:
                 log.exception("object.start_failed", object=repr(self.id))
                 reason = f"the constructor failed: {_describe(error)}"
-            self.break_off(reason, outcome="not_executed")
+                self.break_off(reason, outcome="not_executed")
         except BaseException as raised:
             # An abort has told everyone already; alone, or inside a group.
             reason = f"the constructor failed: {_describe(raised)}"
@@ -495,9 +572,43 @@ class Activation:
             )
         if self.id.name is None and loaded.row is not None:
             # Opened by its id, or woken by its alarm: it still knows its name.
-            self.id = ObjectId(self.id.namespace, self.id.raw, loaded.row.name)
-        self._overlay = Overlay(self._host.committer, self.id, self.info.name, loaded)
+            self.id.name = loaded.row.name
+        self._overlay = await self._open_overlay(loaded)
+        self._keep_name(loaded.row)
         if take_over_owed_alarm(self._host, self.id, self._overlay):
+            self.wrote()
+
+    async def _open_overlay(self, loaded: Loaded) -> Overlay:
+        if self.info.has_database:
+            databases = self._host.databases
+            return await databases.overlay(self.id, self.info.name, loaded)
+        if loaded.position is not None:
+            detail = (
+                f"{self.info.name} has no database, but this object was stored with"
+                ' one; write storage="sqlite" again, or register the class under'
+                " another name"
+            )
+            raise StorageError("open", detail)
+        return Overlay(self._host.committer, self.id, self.info.name, loaded)
+
+    async def _store_name(self) -> None:
+        """Bring the name into the directory, if the object is there without it."""
+        committer = self._host.committer
+        loaded = await committer.load(self.id.raw)
+        if self._reset is not None or self._is_in_transaction:
+            return  # the next activation that is opened by name does it
+        self.end_turn()
+        # What was sealed or committed since the answer was made is newer.
+        rows = [loaded.row]
+        rows += [change.row for change in committer.pending(self.id.raw)]
+        rows += [seal.row for seal in committer.unsettled(self.id.raw)]
+        self._keep_name(next((row for row in reversed(rows) if row is not None), None))
+
+    def _keep_name(self, row: ObjectRow | None) -> None:
+        """Let the next seal bring the name into a directory row that has none."""
+        if row is not None and row.name is None and self.id.name is not None:
+            assert self._overlay is not None
+            self._overlay.set_attributes(row.attributes)
             self.wrote()
 
     async def _construct(self) -> None:
@@ -646,8 +757,9 @@ class Activation:
             try:
                 self.end_turn()
             except StorageError as failure:
-                self.break_off(str(failure))
-                envelope.fail(self._reset_error(str(failure), "unknown"))
+                outcome = _outcome_of(failure)
+                self.break_off(str(failure), outcome=outcome)
+                envelope.fail(self._reset_error(str(failure), outcome))
                 return
         self._send(envelope)
 
@@ -762,11 +874,16 @@ class Activation:
             try:
                 self.end_turn()
             except StorageError as error:
-                self.break_off(str(error))
+                self.break_off(str(error), outcome=_outcome_of(error))
 
-    def _block_failed(self, reason: str, outcome: Outcome) -> ObjectResetError:
-        self.break_off(reason, outcome=outcome, counts=True)
-        return self._reset_error(reason, "failed")
+    def _block_failed(self, failure: BlockFailure) -> ObjectResetError:
+        self.break_off(
+            failure.reason,
+            outcome=failure.outcome,
+            counts=True,
+            overloaded=failure.overloaded,
+        )
+        return self._reset_error(failure.reason, "failed")
 
     def _block_ended(self, task: asyncio.Task[Any]) -> None:
         assert self._blocks is not None, "the last one ends them"
@@ -819,13 +936,10 @@ class Activation:
             self._tasks = self._tasks or None  # an idle object keeps no empty set
 
     def _reset_error(self, reason: str, outcome: Outcome) -> ObjectResetError:
-        return ObjectResetError(
-            reason,
-            outcome=outcome,
-            object_class=self.info.name,
-            object_name=self.id.name,
-            object_id=str(self.id),
-        )
+        error = self._about_me(ObjectResetError, reason)
+        error.outcome = outcome
+        error.overloaded = self._reset is not None and self._reset.overloaded
+        return error
 
     def _about_me(self, kind: type[_E], detail: str) -> _E:
         return kind(
@@ -834,6 +948,12 @@ class Activation:
             object_name=self.id.name,
             object_id=str(self.id),
         )
+
+
+def _outcome_of(error: StorageError) -> Outcome:
+    """Return what is known of a turn that could not be sealed."""
+    # The database refused it, and SQLite undid all of it.
+    return "failed" if isinstance(error, SqlError | StorageLimitError) else "unknown"
 
 
 def _describe(error: BaseException) -> str:

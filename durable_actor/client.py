@@ -17,29 +17,54 @@ from __future__ import annotations
 import asyncio
 import os
 import tomllib
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlencode
 
 import httpx2
 import msgspec
 
-from durable_actor import codec
-from durable_actor.clock import Duration, duration_ms
-from durable_actor.daemon import wire
+from durable_actor import codec, remote_fetch
+from durable_actor.clock import (
+    Duration,
+    Instant,
+    SystemClock,
+    duration_ms,
+    instant_ms,
+)
+from durable_actor.daemon import event_stream, wire
+from durable_actor.directory import (
+    AlarmEntry,
+    AlarmPage,
+    ObjectEntry,
+    ObjectPage,
+    StoredKey,
+    StoredPage,
+)
 from durable_actor.errors import (
     CallTimeoutError,
     ConfigError,
     DecodeError,
     TransportError,
 )
+from durable_actor.feeds import Feed
+from durable_actor.fetch import Request as ObjectRequest
+from durable_actor.fetch import Response
 from durable_actor.ids import ObjectId
 from durable_actor.namespace import DurableObjectNamespace
+from durable_actor.remote_fetch import Pieces
 from durable_actor.rpc import CallOptions
+from durable_actor.storage.watches import Watch
 
 DEFAULT_URL = "http://127.0.0.1:8787"
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -56,8 +81,8 @@ class Request:
 
     method: str
     target: str
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | AsyncIterator[bytes] = b""
+    headers: Mapping[str, str] | Sequence[tuple[str, str]] = field(default_factory=dict)
     timeout_ms: int | None = None
 
 
@@ -75,6 +100,28 @@ class Transport(Protocol):
 
     async def send(self, request: Request) -> Answer:
         """Return the answer.
+
+        Raises:
+            TransportError: No answer; `outcome` says whether the request may have run.
+            CallTimeoutError: No answer in time.
+        """
+        ...
+
+    def stream(
+        self, request: Request
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Send a request and return its answer piece by piece, as long as it goes on.
+
+        Raises:
+            TransportError: No answer, or not to its end.
+            DurableActorError: The answer was a problem.
+        """
+        ...
+
+    async def exchange(
+        self, request: Request
+    ) -> tuple[int, list[tuple[str, str]], Pieces]:
+        """Send a request and return the status, the headers and the body to come.
 
         Raises:
             TransportError: No answer; `outcome` says whether the request may have run.
@@ -101,6 +148,9 @@ class Client:
     def __init__(self, transport: Transport, *, timeout_ms: int | None = None) -> None:
         self._transport = transport
         self._timeout_ms = timeout_ms
+        self._feeds: set[Feed] = set()
+        # Those that the daemon has not answered yet, by the object they watch.
+        self._opening: dict[bytes, Feed] = {}
 
     def namespace(
         self, cls: type[T], *, name: str | None = None
@@ -142,6 +192,8 @@ class Client:
             DurableActorError: What an embedded host would raise.
             Exception: What the method raised.
         """
+        if self._opening:
+            await self._until_watching(target)
         timeout_ms = options.timeout_ms or self._timeout_ms
         headers = {"Content-Type": wire.EXACT}
         if options.request_id is not None:
@@ -160,6 +212,160 @@ class Client:
         if answer.status == HTTPStatus.OK and answer.media_type == wire.EXACT:
             return codec.decode(answer.body)
         raise _error_of(answer)
+
+    async def fetch(
+        self, target: ObjectId, request: ObjectRequest, options: CallOptions
+    ) -> Response:
+        """Let one object answer a request, streamed both ways; see `rpc.Router`.
+
+        Raises:
+            TransportError: The daemon could not be reached, or went away.
+            CallTimeoutError: The head of the answer did not come in time.
+            DurableActorError: What an embedded host would raise.
+            Exception: What the object's `fetch` raised.
+        """
+        if self._opening:
+            await self._until_watching(target)
+        timeout_ms = options.timeout_ms or self._timeout_ms
+        status, headers, pieces = await self._transport.exchange(
+            Request(
+                method=request.method,
+                target=remote_fetch.path_of(target, request),
+                body=await remote_fetch.content_of(request),
+                headers=remote_fetch.headers_of(target, request, timeout_ms),
+                timeout_ms=timeout_ms,
+            )
+        )
+        by_name = {name.lower(): value for name, value in headers}
+        if wire.OBJECT_HEADER.lower() in by_name:
+            return await remote_fetch.response_of(status, headers, pieces)
+        body = b"".join([piece async for piece in pieces])
+        media_type = by_name.get("content-type", "").partition(";")[0].strip()
+        raise _error_of(Answer(status=status, media_type=media_type, body=body))
+
+    def watch(self, target: ObjectId, prefix: str = "") -> Watch:
+        """Follow one object's state from now on; see `DurableObject.watch`.
+
+        Close the watch when you have seen enough: it holds a connection. It ends with
+        `TransportError` when the daemon goes away.
+        """
+        query = urlencode({"values": event_stream.EXACT_VALUES, "prefix": prefix})
+        if target.name is None:
+            query += "&by=id"
+        path = f"/v1/watches/{_object_segments(target)}?{query}"
+        before = self._opening.get(target.raw)
+
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[AsyncIterator[bytes]]:
+            if before is not None:
+                await before.is_open.wait()  # one waits for all that came earlier
+            request = Request(method="GET", target=path)
+            async with self._transport.stream(request) as chunks:
+                if self._opening.get(target.raw) is feed:
+                    del self._opening[target.raw]
+                yield chunks
+
+        def ended(feed: Feed) -> None:
+            self._feeds.discard(feed)
+            if self._opening.get(target.raw) is feed:
+                del self._opening[target.raw]
+
+        feed = Feed(opened, prefix, on_end=ended)
+        self._feeds.add(feed)
+        self._opening[target.raw] = feed
+        return feed.watch
+
+    async def _until_watching(self, target: ObjectId) -> None:
+        """Let no call overtake a watch of the same object that was begun before it."""
+        feed = self._opening.get(target.raw)
+        if feed is not None:
+            with suppress(TimeoutError):  # the call finds out by itself what is wrong
+                async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+                    await feed.is_open.wait()
+
+    async def list_objects(
+        self,
+        object_class: str | None = None,
+        *,
+        prefix: str = "",
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> ObjectPage:
+        """Return objects that have ever stored something; see `Host.list_objects`."""
+        answer = await self._page(
+            "objects", limit, cursor, {"class": object_class, "prefix": prefix or None}
+        )
+        entries = [
+            ObjectEntry(object_class=found.pop("class"), **found)
+            for found in answer["objects"]
+        ]
+        return ObjectPage(objects=entries, cursor=answer["cursor"])
+
+    async def alarms(
+        self,
+        object_class: str | None = None,
+        *,
+        before: Instant | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> AlarmPage:
+        """Return the alarms that are set, in due order; see `Host.alarms`."""
+        now_ms = SystemClock().now_ms()
+        before_ms = None if before is None else instant_ms(before, now_ms=now_ms)
+        answer = await self._page(
+            "alarms", limit, cursor, {"class": object_class, "before": before_ms}
+        )
+        entries = [
+            AlarmEntry(object_class=found.pop("class"), **found)
+            for found in answer["alarms"]
+        ]
+        return AlarmPage(alarms=entries, cursor=answer["cursor"])
+
+    async def stored_keys(
+        self,
+        object_id: ObjectId,
+        *,
+        prefix: str = "",
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> StoredPage:
+        """Return the keys an object has stored, in order; see `Host.stored_keys`."""
+        answer = await self._page(
+            f"storage/{_object_segments(object_id)}",
+            limit,
+            cursor,
+            {
+                "by": "id" if object_id.name is None else None,
+                "prefix": prefix or None,
+            },
+        )
+        return StoredPage(
+            exists=answer["exists"],
+            keys=[StoredKey(**found) for found in answer["keys"]],
+            cursor=answer["cursor"],
+        )
+
+    async def _page(
+        self,
+        kind: str,
+        limit: int,
+        cursor: str | None,
+        filters: Mapping[str, str | int | None],
+    ) -> dict[str, Any]:
+        given = {**filters, "limit": limit, "cursor": cursor}
+        query = urlencode(
+            {name: value for name, value in given.items() if value is not None}
+        )
+        return await self.request("GET", f"/v1/{kind}?{query}")
+
+    async def delete(self, object_id: ObjectId) -> bool:
+        """Delete an object with everything it stored; had it stored anything?"""
+        if self._opening:
+            await self._until_watching(object_id)
+        path = f"/v1/objects/{_object_segments(object_id)}"
+        path += "?by=id" if object_id.name is None else ""
+        deleted: bool = (await self.request("DELETE", path))["deleted"]
+        return deleted
 
     async def request(
         self, method: str, target: str, body: object = None
@@ -187,6 +393,8 @@ class Client:
 
     async def close(self) -> None:
         """Close the connections."""
+        for feed in list(self._feeds):
+            await feed.stop()
         await self._transport.close()
 
 
@@ -241,30 +449,65 @@ class HttpTransport:
                 keepalive_expiry=KEEP_ALIVE_SECONDS,
             ),
         )
+        # What goes on for long must not take the connections of the calls.
+        self._streams = httpx2.AsyncHTTPTransport(
+            uds=socket_path,
+            trust_env=False,
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
+        )
 
     async def send(self, request: Request) -> Answer:
         """Send one request; see `Transport`."""
-        prepared = httpx2.Request(
-            request.method,
-            self._base_url,
-            headers={**self._headers, **request.headers},
-            content=request.body,
-            extensions={
-                "target": request.target.encode("ascii"),
-                "timeout": {"connect": CONNECT_TIMEOUT_SECONDS},
-            },
-        )
+        prepared = self._prepared(request)
         seconds = None if request.timeout_ms is None else request.timeout_ms / 1_000
         try:
             async with asyncio.timeout(seconds):
-                response = await self._http.handle_async_request(prepared)
-                try:
-                    body = await response.aread()
-                finally:
-                    await response.aclose()
+                with self._told():
+                    response = await self._http.handle_async_request(prepared)
+                    try:
+                        body = await response.aread()
+                    finally:
+                        await response.aclose()
         except TimeoutError:
             message = f"no answer from {self._where} within {request.timeout_ms} ms"
             raise CallTimeoutError(message) from None
+        return _answer(response, body)
+
+    @asynccontextmanager
+    async def stream(self, request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Send one request and return its answer in pieces; see `Transport`."""
+        prepared = self._prepared(request)
+        with self._told():
+            response = await self._streams.handle_async_request(prepared)
+        try:
+            if response.status_code != HTTPStatus.OK:
+                raise _error_of(_answer(response, await response.aread()))
+            with self._told():
+                yield response.aiter_raw()
+        finally:
+            await response.aclose()
+
+    async def exchange(
+        self, request: Request
+    ) -> tuple[int, list[tuple[str, str]], Pieces]:
+        """Send one request and return its answer as it comes; see `Transport`."""
+        prepared = self._prepared(request)
+        seconds = None if request.timeout_ms is None else request.timeout_ms / 1_000
+        try:
+            async with asyncio.timeout(seconds):
+                with self._told():
+                    response = await self._streams.handle_async_request(prepared)
+        except TimeoutError:
+            message = f"no answer from {self._where} within {request.timeout_ms} ms"
+            raise CallTimeoutError(message) from None
+        pieces = Pieces(response.aiter_raw(), response.aclose, self._told)
+        return response.status_code, response.headers.multi_items(), pieces
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Let failures of the connection be told as ours."""
+        try:
+            yield
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             message = (
                 f"no daemon answers at {self._where} ({error!r});"
@@ -274,16 +517,23 @@ class HttpTransport:
         except httpx2.TransportError as error:
             message = f"{self._where} went away before it answered: {error!r}"
             raise TransportError(message, outcome="unknown") from error
-        media_type = response.headers.get("content-type", "")
-        return Answer(
-            status=response.status_code,
-            media_type=media_type.partition(";")[0].strip(),
-            body=body,
+
+    def _prepared(self, request: Request) -> httpx2.Request:
+        return httpx2.Request(
+            request.method,
+            self._base_url,
+            headers=[*self._headers.items(), *_pairs(request.headers)],
+            content=request.body,
+            extensions={
+                "target": request.target.encode("ascii"),
+                "timeout": {"connect": CONNECT_TIMEOUT_SECONDS},
+            },
         )
 
     async def close(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+        await self._streams.aclose()
 
 
 def parse_url(url: str) -> tuple[httpx2.URL, str | None]:
@@ -356,11 +606,29 @@ def _is_loopback(url: httpx2.URL) -> bool:
         return False
 
 
+def _pairs(
+    headers: Mapping[str, str] | Sequence[tuple[str, str]],
+) -> Sequence[tuple[str, str]]:
+    return list(headers.items()) if isinstance(headers, Mapping) else headers
+
+
 def _call_path(target: ObjectId, method: str) -> str:
-    by_id = target.name is None
+    path = f"/v1/objects/{_object_segments(target)}/{wire.segment(method)}"
+    return path + "?by=id" if target.name is None else path
+
+
+def _object_segments(target: ObjectId) -> str:
     name = str(target) if target.name is None else wire.segment(target.name)
-    path = f"/v1/objects/{wire.segment(target.namespace)}/{name}/{wire.segment(method)}"
-    return path + "?by=id" if by_id else path
+    return f"{wire.segment(target.namespace)}/{name}"
+
+
+def _answer(response: httpx2.Response, body: bytes) -> Answer:
+    media_type = response.headers.get("content-type", "")
+    return Answer(
+        status=response.status_code,
+        media_type=media_type.partition(";")[0].strip(),
+        body=body,
+    )
 
 
 def _error_of(answer: Answer) -> BaseException:

@@ -107,6 +107,11 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     headers_max: Positive = 64  # browsers send about twenty
     header_timeout_ms: Positive = 5_000  # no honest client dawdles over a header
     body_timeout_ms: Positive = 30_000  # 1 MiB at 35 kB/s: a poor mobile line
+    # Of a request that an object's `fetch` reads piece by piece; Durable Objects' own.
+    fetch_body_bytes_max: Positive = 100 * MIB
+    write_timeout_ms: Positive = (
+        30_000  # a caller that takes nothing for so long is gone
+    )
     idle_timeout_ms: Positive = 75_000  # longer than the 60 s after which proxies close
     connections_max: Positive = 10_000  # a bound on memory, not what one process serves
     in_flight_max: Positive = 20_000  # calls accepted and not yet answered
@@ -125,12 +130,26 @@ class StorageConfig(msgspec.Struct, frozen=True, kw_only=True):
     group_rows_max: Positive = 256  # of one commit: enough to share a sync, still quick
     hydrate_bytes_max: Positive = 256 * KIB  # a smaller object is read whole at once
     cache_bytes_max: Positive = 256 * MIB  # of all objects; the rest is read again
+    list_bytes_max: Positive = (
+        128 * MIB
+    )  # of one answer of `list`; more is read in pages
     value_bytes_max: Positive = 2 * MIB  # Durable Objects' own limit
     key_bytes_max: Positive = 2_048  # Durable Objects' own limit
     batch_entries_max: Positive = 128  # Durable Objects' own limit
     outbox_events_max: Positive = 50_000  # per shard; a sink may be away for a while
     reply_ttl_ms: Positive = 24 * HOUR_MS  # a client that repeats a call does so today
     replies_per_object_max: Positive = 10_000  # then the oldest goes first
+
+
+class SqlConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The databases of objects with `storage = "sqlite"`."""
+
+    open_max: Positive = 256  # three descriptors each; then the longest idle one closes
+    database_bytes_max: Positive = 1_024 * MIB  # of one object
+    statement_ms_max: Positive = 5_000  # the event loop waits while a statement runs
+    # What is kept to go back to: of one object, and for how long.
+    history_bytes_max: Positive = 256 * MIB
+    history_ms_max: Positive = 30 * 24 * HOUR_MS  # Durable Objects' own time
 
 
 class ObjectsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +163,17 @@ class ObjectsConfig(msgspec.Struct, frozen=True, kw_only=True):
     mailbox_bytes_max: Positive = 16 * MIB  # eight of the largest values
     mailbox_age_ms_max: Positive = 10_000  # whoever waited longer has given up
     constructor_timeout_ms: Positive = 30_000  # Durable Objects' own limit
+
+
+class WebSocketsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How large messages may be, and how much may wait for a slow reader."""
+
+    message_bytes_max: Positive = 1 * MIB  # Durable Objects' own limit
+    queue_messages_max: Positive = 1_024  # sent and not yet taken; then it is closed
+    queue_bytes_max: Positive = 4 * MIB  # four of the largest messages
+    sockets_per_object_max: Positive = 32_768  # Durable Objects' own limit
+    ping_interval_ms: Positive = 20_000  # shorter than what proxies call idle
+    ping_timeout_ms: Positive = 20_000  # no answer for so long: the client is gone
 
 
 class AlarmsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,7 +216,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     debug: bool = False  # tracebacks to clients; on loopback only
     http: HttpConfig = HttpConfig()
     storage: StorageConfig = StorageConfig()
+    sql: SqlConfig = SqlConfig()
     objects: ObjectsConfig = ObjectsConfig()
+    web_sockets: WebSocketsConfig = WebSocketsConfig()
     alarms: AlarmsConfig = AlarmsConfig()
     runs: RunsConfig = RunsConfig()
     log: LogConfig = LogConfig()

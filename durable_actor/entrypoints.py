@@ -11,15 +11,24 @@ from durable_actor.env import Env
 from durable_actor.errors import ConfigError, MethodNotFoundError
 from durable_actor.rpc import EventSink
 from durable_actor.state import DurableObjectState
+from durable_actor.storage.watches import Watch
 
 Concurrency = Literal["serial", "gated"]
+StorageKind = Literal["kv", "sqlite"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _INTERLEAVE = "__durable_actor_interleave__"
+# What arrives at a WebSocket, and how Cloudflare spells the handler of it.
+_SOCKET_HANDLERS = {
+    "web_socket_message": "webSocketMessage",
+    "web_socket_close": "webSocketClose",
+    "web_socket_error": "webSocketError",
+}
 RESERVED_METHODS = frozenset(
-    {"alarm", "web_socket_message", "web_socket_close", "web_socket_error"}
-    | {"webSocketMessage", "webSocketClose", "webSocketError"}
+    {"alarm", "fetch", *_SOCKET_HANDLERS, *_SOCKET_HANDLERS.values()}
 )
+# What a stub answers itself; a method of that name could not be called through it.
+_NAMES_OF_STUBS = ("id", "name", "watch")
 
 
 def interleave(method: F) -> F:
@@ -42,11 +51,32 @@ class DurableObject:
     """
 
     concurrency: ClassVar[Concurrency] = "serial"
+    storage: ClassVar[StorageKind] = "kv"
     event_sink: ClassVar[EventSink | None] = None
 
     def __init__(self, ctx: DurableObjectState, env: Env) -> None:
         self.ctx = ctx
         self.env = env
+
+    def watch(self, prefix: str = "") -> Watch:
+        """Of a stub: follow what becomes durable of the object, from this call on.
+
+        Each change is told once it is on disk, in order, never before; what was read
+        after the call and the changes together miss nothing. A slow reader is told of
+        several turns at once. The object is not activated, nor kept in memory.
+
+        Args:
+            prefix: Only keys that begin with it.
+
+        Raises:
+            TypeError: Called inside the object, which knows what it writes; or the
+                class has `storage = "sqlite"`.
+        """
+        message = (
+            f"watch({prefix!r}) is for stubs; in the object, call it on the stub of the"
+            " object to be watched"
+        )
+        raise TypeError(message)
 
     def _on_release(self, *, is_draining: bool) -> None:
         """Let go of work in the background that can be taken up again later.
@@ -59,9 +89,21 @@ class DurableObject:
         """
 
     def __init_subclass__(
-        cls, *, concurrency: Concurrency | None = None, **kwargs: Any
+        cls,
+        *,
+        concurrency: Concurrency | None = None,
+        storage: StorageKind | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init_subclass__(**kwargs)
+        if storage is not None:
+            cls.storage = storage
+        given: object = cls.storage  # or what a subclass calls by that name
+        if isinstance(given, str) and given not in ("kv", "sqlite"):
+            message = (
+                f'{cls.__name__}.storage is {cls.storage!r}; write "kv" or "sqlite"'
+            )
+            raise ConfigError(message)
         if concurrency is not None:
             cls.concurrency = concurrency
         if cls.concurrency not in ("serial", "gated"):
@@ -70,6 +112,14 @@ class DurableObject:
                 ' write "serial" or "gated"'
             )
             raise ConfigError(message)
+        for name in _NAMES_OF_STUBS:
+            member = inspect.getattr_static(cls, name, None)
+            if _is_hidden_by_stubs(name, member):
+                message = (
+                    f"{cls.__name__}.{name} could not be called, as every stub has a"
+                    f" {name!r} of its own; give the method another name"
+                )
+                raise ConfigError(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +138,7 @@ class ClassInfo:
         self.cls = cls
         self.name = name or cls.__name__
         self.is_gated = cls.concurrency == "gated"
+        self.has_database = cls.storage == "sqlite"
         self.methods: dict[str, Method] = {}
         for attribute in dir(cls):
             if not attribute.startswith("_") and attribute not in RESERVED_METHODS:
@@ -95,6 +146,11 @@ class ClassInfo:
                 if inspect.iscoroutinefunction(member):
                     marked = bool(getattr(member, _INTERLEAVE, False))
                     self.methods[attribute] = Method(attribute, member, marked)
+        self.socket_handlers = {
+            name: _as_method(cls, name) or _as_method(cls, alias)
+            for name, alias in _SOCKET_HANDLERS.items()
+        }
+        self._fetch = _as_method(cls, "fetch")
         alarm = getattr(cls, "alarm", None)
         self.has_alarm = inspect.iscoroutinefunction(alarm)
         self.alarm_takes_info = alarm is not None and _takes_an_argument(alarm)
@@ -112,7 +168,23 @@ class ClassInfo:
             )
         return found
 
+    def fetch(self) -> Method:
+        """Return the handler of requests, or say what to write.
+
+        Raises:
+            MethodNotFoundError: The class has none.
+        """
+        if self._fetch is None:
+            message = (
+                "Handler does not export a fetch() function. Write"
+                " `async def fetch(self, request: Request) -> Response` in the class."
+            )
+            raise MethodNotFoundError(message, object_class=self.name)
+        return self._fetch
+
     def _why_not(self, name: str) -> str:
+        if name == "fetch":
+            return "'fetch' answers HTTP requests; use `stub.fetch(url)`."
         if name in RESERVED_METHODS:
             return f"{name!r} is a reserved method and cannot be called over RPC."
         absent = f'The RPC receiver does not implement the method "{name}".'
@@ -127,6 +199,19 @@ class ClassInfo:
         if inspect.isfunction(member):
             return f"{absent} It is a plain function; write `async def {name}`."
         return f"{absent} It is an attribute, not a method."
+
+
+def _is_hidden_by_stubs(name: str, member: object) -> bool:
+    if name == "watch":
+        return member is not DurableObject.__dict__["watch"]
+    return inspect.iscoroutinefunction(member)
+
+
+def _as_method(cls: type[DurableObject], name: str) -> Method | None:
+    member = inspect.getattr_static(cls, name, None)
+    if not inspect.iscoroutinefunction(member):
+        return None
+    return Method(name, member, bool(getattr(member, _INTERLEAVE, False)))
 
 
 def _takes_an_argument(function: Callable[..., Any]) -> bool:

@@ -12,6 +12,7 @@ DurableActorError
 │   ├── StorageFullError        the disk is full; nothing of the turn was applied
 │   ├── StorageFailedError      a write or sync failed; the host stops
 │   ├── StorageLimitError       key, value or batch over its limit (also a ValueError)
+│   ├── SqlError                a statement was refused or failed
 │   └── TransactionClosedError  used after its commit or rollback
 ├── EncodeError                 a value cannot be kept exactly (also a TypeError)
 ├── DecodeError                 bytes that are not a value (also a ValueError)
@@ -26,11 +27,15 @@ DurableActorError
 ├── CallTimeoutError            no answer in time (also a TimeoutError)
 ├── TransportError              the daemon could not be reached or went away
 ├── UnauthorizedError           the daemon refused the token
+├── BodyError                   a body was read twice, or broke off on its way
+├── WebSocketMisuseError        a WebSocket was used against its rules
+├── WebSocketClosedError        nothing more comes from a WebSocket: code, reason
 └── RemoteError                 user code raised something the caller cannot name
 
 Each answers four questions: `retryable` (may the same call succeed later), `overloaded`
 (was it shed; then do not retry at once), `remote` (did it come from the other side of a
-stub) and `outcome` (did the call run: `not_executed`, `failed` or `unknown`).
+stub) and `outcome` (did the call run: `not_executed`, `failed` or `unknown`). As on
+Cloudflare, `durable_object_reset` says that the activation is gone.
 """
 
 from __future__ import annotations
@@ -48,6 +53,8 @@ class DurableActorError(Exception):
     overloaded: bool = False
     remote: bool = False
     outcome: Outcome = "failed"
+    durable_object_reset: bool = False
+    durableObjectReset = durable_object_reset
 
 
 class ObjectError(DurableActorError):
@@ -94,6 +101,8 @@ class ObjectResetError(ObjectError):
 
     code = "object_reset"
     retryable = True
+    durable_object_reset = True
+    durableObjectReset = durable_object_reset
 
     def __init__(
         self,
@@ -189,6 +198,32 @@ class TransactionClosedError(StorageError):
     """The transaction was used after its commit or rollback."""
 
     code = "transaction_closed"
+
+
+class SqlError(StorageError):
+    """An SQL statement was refused or failed: `detail`, `query` and `sqlite_name`.
+
+    `query` is the statement's beginning, `sqlite_name` SQLite's own name of the error,
+    such as `SQLITE_CONSTRAINT_UNIQUE`, or empty if the statement never reached SQLite.
+    Nothing of this statement was applied; earlier ones of the turn stay.
+    """
+
+    code = "sql_error"
+
+    def __init__(
+        self,
+        operation: str,
+        detail: str = "",
+        *,
+        key: str | None = None,
+        query: str = "",
+        sqlite_name: str = "",
+    ) -> None:
+        super().__init__(operation, detail, key=key)
+        self.query = query
+        self.sqlite_name = sqlite_name
+        # The texts that Cloudflare's users know: no operation before them.
+        self.args = (f"{detail}: {sqlite_name}" if sqlite_name else detail,)
 
 
 class EncodeError(DurableActorError, TypeError):
@@ -301,6 +336,35 @@ class UnauthorizedError(DurableActorError):
 
     code = "unauthorized"
     outcome = "not_executed"
+
+
+class BodyError(DurableActorError, ConnectionError):
+    """The body of a request or response was read twice, or broke off on its way."""
+
+    code = "body"
+
+
+class WebSocketMisuseError(DurableActorError, RuntimeError):
+    """A WebSocket was used against its rules; nothing was sent or accepted."""
+
+    code = "web_socket_misuse"
+    outcome = "not_executed"
+
+
+class WebSocketClosedError(DurableActorError, ConnectionError):
+    """Nothing more comes from a WebSocket: it was closed with `status` and `reason`.
+
+    `was_clean` tells whether the other side said so, or was lost.
+    """
+
+    code = "web_socket_closed"
+
+    def __init__(self, status: int, reason: str = "", *, was_clean: bool) -> None:
+        self.status = status
+        self.reason = reason
+        self.was_clean = was_clean
+        how = "closed" if was_clean else "lost"
+        super().__init__(f"{how} with {status}" + (f": {reason}" if reason else ""))
 
 
 class RemoteError(DurableActorError):

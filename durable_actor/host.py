@@ -17,19 +17,21 @@ import asyncio
 import contextvars
 import os
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from durable_actor.clock import Clock, SystemClock, deadline
+from durable_actor.clock import Clock, Instant, SystemClock, deadline, instant_ms
 from durable_actor.codec import clone
 from durable_actor.config import Config
-from durable_actor.delivery import Place, current_delivery
-from durable_actor.directory import HostStats, ObjectPage
-from durable_actor.entrypoints import ClassInfo, DurableObject
+from durable_actor.databases import Databases
+from durable_actor.delivery import Delivery, Place, current_delivery
+from durable_actor.directory import AlarmPage, HostStats, ObjectPage, StoredPage
+from durable_actor.entrypoints import ClassInfo, DurableObject, Method
 from durable_actor.env import Env
 from durable_actor.errors import (
+    BadArgumentsError,
     CallTimeoutError,
     ConfigError,
     HostClosedError,
@@ -39,9 +41,11 @@ from durable_actor.errors import (
     StorageFailedError,
     StorageFullError,
 )
-from durable_actor.ids import ObjectId
+from durable_actor.exchange import Exchange, unless_failed
+from durable_actor.fetch import Request, Response
+from durable_actor.ids import ObjectId, id_bytes
 from durable_actor.lifecycle import Lifecycle
-from durable_actor.listing import read_page
+from durable_actor.listing import read_alarms, read_page, read_stored
 from durable_actor.log import get_logger
 from durable_actor.mailbox import Envelope
 from durable_actor.namespace import DurableObjectNamespace
@@ -51,7 +55,8 @@ from durable_actor.reminders import Reminders
 from durable_actor.residents import Residents
 from durable_actor.rounds import Rounds
 from durable_actor.rpc import CallOptions
-from durable_actor.storage.batch import Seal
+from durable_actor.sockets import Sockets
+from durable_actor.storage.batch import DatabaseTurn, Seal
 from durable_actor.storage.committer import Committer
 from durable_actor.storage.ports import (
     ExpireReplies,
@@ -59,9 +64,12 @@ from durable_actor.storage.ports import (
     ShardDriver,
     ShardOptions,
 )
+from durable_actor.storage.sql.statements import SqlLimits
 from durable_actor.storage.store import SHARD_NAME, DriverKind, Store, open_store
+from durable_actor.storage.watches import Watch
 from durable_actor.surroundings import ActivationCounters, ActivationSettings
 from durable_actor.texts import check_request_id
+from durable_actor.websockets import BROKEN, GOING_AWAY, SocketBounds
 
 T = TypeVar("T", bound=DurableObject)
 HostState = Literal["ok", "full", "failed"]
@@ -154,6 +162,17 @@ class Host:
             window_ms=self._config.alarms.window_ms,
             pause_ms=self._config.alarms.retry_base_ms,
         )
+        sql = self._config.sql
+        self.databases = Databases(
+            self._directory,
+            open_max=sql.open_max,
+            limits=SqlLimits(
+                database_bytes_max=sql.database_bytes_max,
+                statement_ms_max=sql.statement_ms_max,
+            ),
+        )
+        self.sockets = Sockets(self, _bounds_of(self._config))
+        self._streams: set[asyncio.Future[None]] = set()  # bodies of callers outside
         for cls in classes:
             self.register(cls)
 
@@ -189,6 +208,9 @@ class Host:
             uri=self._storage_uri,
             wal_bytes_max=storage.wal_bytes_max,
             wal_grow_bytes=storage.wal_grow_bytes,
+            hydrate_bytes_max=storage.hydrate_bytes_max,
+            history_bytes_max=self._config.sql.history_bytes_max,
+            history_ms_max=self._config.sql.history_ms_max,
         )
         self._store = await open_store(self._directory, options, self._driver_kind)
         self.driver = self._connect(self._store.driver)
@@ -196,9 +218,11 @@ class Host:
             self.driver,
             on_failure=self._storage_failed,
             on_events=self._outbox.add,
+            on_folded=self.databases.folded,
             log_bytes_max=storage.log_bytes_max,
             group_rows_max=storage.group_rows_max,
         )
+        self.databases.start(self.committer, self.driver, self.clock)
         self._loop = asyncio.get_running_loop()
         self._is_open = True
         try:
@@ -224,6 +248,7 @@ class Host:
             Whether everything finished within the grace.
         """
         self._is_draining = True
+        self.close_web_sockets()
         self.recurring.stop()
         await self.reminders.stop()
         for activation in self._residents:
@@ -244,6 +269,7 @@ class Host:
             return
         await self.drain(grace_ms)
         await self._residents.let_go_of_all("the host is closing")
+        self._end_streams()
         if self.failure is None:
             await self._settled(self.committer.last_ticket)
             await self._outbox.flush(_EVENTS_GRACE_SECONDS)
@@ -257,6 +283,7 @@ class Host:
                 raise
             log.warning("host.close_after_failure", error=str(error))
         finally:
+            self.databases.close()
             self._store.release()
             log.info("host.closed", directory=str(self._directory))
 
@@ -267,11 +294,14 @@ class Host:
         """
         self._is_open = False
         self._is_draining = True
+        self.close_web_sockets()
         self._residents.stop_sweeping()
         self.recurring.stop()
         await self.reminders.stop()
         await self._outbox.stop()
         await self._residents.let_go_of_all("the host was dropped")
+        self._end_streams()
+        self.databases.drop()
         await self.committer.drop()
         self._store.release()
 
@@ -385,36 +415,59 @@ class Host:
         if options.request_id is not None:
             envelope.request_id = check_request_id(options.request_id)
         sender = current_delivery.get()
-        if sender is not None and sender.activation.lifecycle is Lifecycle.COLD:
-            sender = None  # code that outlived its object is a caller like any other
         if sender is not None:
-            sender.activation.check_unbroken()
-            if sender.activation.host is not self:
-                # Leaves this host, so it waits for what it depends on.
-                activation = sender.activation
-                await activation.wait_durable(activation.end_turn())
-                sender = None
-            else:
-                envelope.sender = sender
-                envelope.chain = sender.chain
-                envelope.ticket = sender.activation.end_turn()
-        if sender is None and self._is_draining:
-            message = "the host is draining; nothing was delivered"
-            raise HostClosedError(message)
-        activation = self._activation(target, info)
-        activation.accept(envelope, may_overlap=found.interleaves)
+            sender = await self._sender_here(sender)
+        activation = self._deliver(
+            target, info, envelope, sender, may_overlap=found.interleaves
+        )
         if sender is None and options.timeout_ms is None:
             return await envelope.reply
-        if options.timeout_ms is not None:
-            try:
-                async with deadline(self.clock, options.timeout_ms):
-                    return await self._answer(envelope, activation)
-            except TimeoutError as error:
-                if isinstance(error, CallTimeoutError) or envelope.error is error:
-                    raise
-                message = f"{method} of {target!r} took over {options.timeout_ms} ms"
-                raise CallTimeoutError(message) from None
-        return await self._answer(envelope, activation)
+        return await self._reply(envelope, activation, options)
+
+    async def fetch(
+        self, target: ObjectId, request: Request, options: CallOptions
+    ) -> Response:
+        """Let one object answer a request; see `rpc.Router`."""
+        self._check_use()
+        info = self._class(target.namespace)
+        method = info.fetch()
+        sender = current_delivery.get()
+        if sender is not None:
+            sender = await self._sender_here(sender)
+        exchange = Exchange(method, request, sender, start=self._start_stream)
+        try:
+            activation = self._deliver(
+                target,
+                info,
+                exchange.envelope,
+                sender,
+                may_overlap=method.interleaves,
+            )
+            await self._reply(exchange.envelope, activation, options)
+        except BaseException:
+            await exchange.give_up()
+            raise
+        return exchange.take()
+
+    def watch(self, target: ObjectId, prefix: str = "") -> Watch:
+        """Follow one object's state from now on; see `DurableObject.watch`.
+
+        Raises:
+            ObjectError: No class has the name.
+            BadArgumentsError: The class has `storage = "sqlite"`.
+            HostClosedError: The host is draining or closed.
+        """
+        self._check_use()
+        if self._class(target.namespace).has_database:
+            message = (
+                'with storage="sqlite" an object has its keys in a database of its own,'
+                " which cannot be watched; let a method tell what changed"
+            )
+            raise BadArgumentsError(message, object_class=target.namespace)
+        if self._is_draining:
+            message = "the host is draining; nothing can be watched any more"
+            raise HostClosedError(message)
+        return self.committer.watch(target.raw, prefix)
 
     async def evict(self, object_id: ObjectId) -> bool:
         """Let an object go from memory if it is idle; was it there, and is it gone?"""
@@ -461,6 +514,75 @@ class Host:
             cursor=cursor,
         )
 
+    async def alarms(
+        self,
+        object_class: str | None = None,
+        *,
+        before: Instant | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> AlarmPage:
+        """Return the alarms that are set, those that fire first before the others.
+
+        One that is moved while the pages are read may be on two of them, or on none.
+
+        Args:
+            object_class: Only of this class.
+            before: Only those due before it.
+            limit: At most so many, 1 to 1,000.
+            cursor: From an earlier page, to go on behind it.
+
+        Raises:
+            ValueError: A wrong limit or cursor.
+        """
+        self._check_use()
+        now_ms = self.clock.now_ms()
+        return await read_alarms(
+            self.committer,
+            self.driver,
+            object_class,
+            before_ms=None if before is None else instant_ms(before, now_ms=now_ms),
+            limit=limit,
+            cursor=cursor,
+        )
+
+    async def stored_keys(
+        self,
+        object_id: ObjectId | str,
+        *,
+        prefix: str = "",
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> StoredPage:
+        """Return the keys an object has stored, in order, with readable values.
+
+        The object is not activated, and its class need not be known. What is shown is
+        durable, and all of a page was there at the same moment. A page ends early, with
+        a cursor, once its values have more than 1 MiB.
+
+        Args:
+            object_id: Which object; as text, the id that `list_objects` shows.
+            prefix: Only keys that begin with it.
+            limit: At most so many, 1 to 1,000.
+            cursor: From an earlier page, to go on behind it.
+
+        Raises:
+            ValueError: A wrong limit or cursor.
+            InvalidIdError: Not an id.
+            BadArgumentsError: The object was stored with `storage = "sqlite"`.
+            CorruptionError: The disk holds something else than was written.
+        """
+        self._check_use()
+        raw_id = id_bytes(object_id) if isinstance(object_id, str) else object_id.raw
+        return await read_stored(
+            self.committer,
+            self.driver,
+            raw_id,
+            prefix=prefix,
+            limit=limit,
+            cursor=cursor,
+        )
+
     async def delete(self, object_id: ObjectId) -> bool:
         """Delete an object with everything it stored; had it stored anything?
 
@@ -475,10 +597,16 @@ class Host:
         # Nothing runs between these two: an activation that began meanwhile must not
         # go on with what is deleted under it.
         self._end_for_deletion(object_id)
-        ticket = self.committer.seal(Seal(num=loaded.num, deleted=True), object_id.raw)
+        seal = Seal(num=loaded.num, deleted=True)
+        has_database = loaded.position is not None
+        if has_database:
+            seal.database = DatabaseTurn(object_id.raw, self.clock.now_ms())
+        ticket = self.committer.seal(seal, object_id.raw)
         self._residents.start_after(object_id, ticket)
         self.reminders.deleted(object_id)
         await self.committer.wait(ticket)
+        if has_database:
+            await self.databases.deleted(object_id.raw)
         return True
 
     async def expire_replies(self) -> int:
@@ -496,7 +624,7 @@ class Host:
             objects_resident=len(resident),
             objects_waiting_events=sum(waiting),
             mailbox_depth_max=max(waiting, default=0),
-            cached_bytes=sum(activation.cached_bytes for activation in resident),
+            cached_bytes=self.committer.cached_bytes,
             calls=counters.calls,
             calls_failed=counters.calls_failed,
             shed=counters.shed,
@@ -512,6 +640,7 @@ class Host:
             events_waiting=self._outbox.waiting,
             events_delivered=self._outbox.delivered,
             events_dropped=counters.events_dropped,
+            web_sockets=len(self.sockets),
             epoch=self.epoch,
             objects_stored=self._sizes.get("objects", 0),
             alarms_stored=self._sizes.get("alarms", 0),
@@ -531,6 +660,10 @@ class Host:
         status = await self.driver.read(ReadStatus())
         return {name: getattr(status, name) for name in status.__struct_fields__}
 
+    def close_web_sockets(self) -> None:
+        """Close the sockets of all objects with 1001: the host is going away."""
+        self.sockets.close_all(GOING_AWAY, "the host is closing")
+
     # -- what activations ask (surroundings.Surroundings) ----------------------------
 
     def reserve_event(self) -> bool:
@@ -541,9 +674,92 @@ class Host:
         """Give room back: these events are in the outbox now, or are lost."""
         self._outbox.reserved -= count
 
+    # -- what sockets ask (sockets.Objects) -------------------------------------------
+
+    def socket_handler(self, object_id: ObjectId, name: str) -> Method | None:
+        """Return the handler that the object's class has for this, if it has one."""
+        return self._class(object_id.namespace).socket_handlers[name]
+
+    def deliver_event(
+        self, object_id: ObjectId, envelope: Envelope, *, may_overlap: bool
+    ) -> None:
+        """Put an event in the object's mailbox, waking it if need be."""
+        self._check_use()
+        activation = self._activation(object_id, self._class(object_id.namespace))
+        activation.accept(envelope, may_overlap=may_overlap)
+
+    def let_out(self, object_id: ObjectId, effect: Callable[[], None]) -> None:
+        """Run an effect once what the object wrote before is durable."""
+        activation = self._residents.find(object_id)
+        if activation is None:
+            effect()  # all it wrote was durable when it left memory
+        else:
+            activation.let_out(unless_failed(effect))
+
     # -- inside ---------------------------------------------------------------------
 
+    async def _sender_here(self, sender: Delivery) -> Delivery | None:
+        """Return the delivery a call comes from, if its object is one of this host."""
+        if sender.activation.lifecycle is Lifecycle.COLD:
+            return None  # code that outlived its object is a caller like any other
+        sender.activation.check_unbroken()
+        if sender.activation.host is self:
+            return sender
+        # Leaves that host, so it waits for what it depends on.
+        await sender.activation.wait_durable(sender.activation.end_turn())
+        return None
+
+    def _deliver(
+        self,
+        target: ObjectId,
+        info: ClassInfo,
+        envelope: Envelope,
+        sender: Delivery | None,
+        *,
+        may_overlap: bool,
+    ) -> Place:
+        """Put an event in the object's mailbox."""
+        if sender is not None:
+            envelope.sender = sender
+            envelope.chain = sender.chain
+            envelope.ticket = sender.activation.end_turn()
+        elif self._is_draining:
+            message = "the host is draining; nothing was delivered"
+            raise HostClosedError(message)
+        activation = self._activation(target, info)
+        activation.accept(envelope, may_overlap=may_overlap)
+        return activation
+
+    async def _reply(
+        self, envelope: Envelope, activation: Place, options: CallOptions
+    ) -> object:
+        """Return an event's answer, or say that it took too long."""
+        if options.timeout_ms is None:
+            return await self._answer(envelope, activation)
+        try:
+            async with deadline(self.clock, options.timeout_ms):
+                return await self._answer(envelope, activation)
+        except TimeoutError as error:
+            if isinstance(error, CallTimeoutError) or envelope.error is error:
+                raise
+            message = (
+                f"{envelope.label} of {activation.id!r} took over"
+                f" {options.timeout_ms} ms"
+            )
+            raise CallTimeoutError(message) from None
+
+    def _start_stream(self, making: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        task = asyncio.ensure_future(making)
+        self._streams.add(task)
+        task.add_done_callback(self._streams.discard)
+        return task
+
+    def _end_streams(self) -> None:
+        for task in self._streams:
+            task.cancel()
+
     def _end_for_deletion(self, object_id: ObjectId) -> None:
+        self.sockets.close(object_id, BROKEN, "the object was deleted")
         activation = self._residents.find(object_id)
         if activation is not None:
             activation.end_turn()
@@ -631,3 +847,13 @@ class Host:
             # Only a commit is missing.
             await self._settled(self.committer.last_ticket)
             await asyncio.sleep(0)
+
+
+def _bounds_of(config: Config) -> SocketBounds:
+    sockets = config.web_sockets
+    return SocketBounds(
+        message_bytes_max=sockets.message_bytes_max,
+        queue_messages_max=sockets.queue_messages_max,
+        queue_bytes_max=sockets.queue_bytes_max,
+        sockets_max=sockets.sockets_per_object_max,
+    )

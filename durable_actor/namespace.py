@@ -10,8 +10,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar, cast
 
 from durable_actor.clock import Duration, duration_ms
+from durable_actor.fetch import BodyInit, HeadersInit, Request, Response
 from durable_actor.ids import IdSpace, ObjectId
 from durable_actor.rpc import DEFAULT_OPTIONS, CallOptions, Router
+from durable_actor.storage.watches import Watch
 
 T = TypeVar("T")
 
@@ -34,6 +36,33 @@ class DurableObjectStub:
     def name(self) -> str | None:
         """The object's name, if the stub was made from one."""
         return self.id.name
+
+    async def fetch(
+        self,
+        url: str | Request,
+        *,
+        method: str | None = None,
+        headers: HeadersInit | None = None,
+        body: BodyInit = None,
+    ) -> Response:
+        """Send a request to the object's `fetch` and return its response.
+
+        The URL may be a path only. A type checker knows the stub as the object's
+        class, whose `fetch` takes a `Request`; hand it one to please both.
+
+        Raises:
+            MethodNotFoundError: The class has no `async def fetch`.
+            ValueError: The stub has a `request_id`: a stream is not kept for a repeat.
+        """
+        if self._options.request_id is not None:
+            message = "a stub with a request_id is for calls; a response is not kept"
+            raise ValueError(message)
+        request = Request(url, method=method, headers=headers, body=body)
+        return await self._router.fetch(self.id, request, self._options)
+
+    def watch(self, prefix: str = "") -> Watch:
+        """Follow the object's state; see `DurableObject.watch`."""
+        return self._router.watch(self.id, prefix)
 
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         if method.startswith("_"):
@@ -97,8 +126,15 @@ class DurableObjectNamespace(Generic[T]):
             request_id: Identity of the call: sent twice, it runs once.
 
         Raises:
+            TypeError: Not an id.
             ForeignIdError: The id belongs to another namespace.
         """
+        if not isinstance(id, ObjectId):
+            message = (
+                f"get takes an ObjectId, got {type(id).__name__};"
+                " for a name there is get_by_name, for text id_from_string"
+            )
+            raise TypeError(message)
         if id.namespace != self.name:
             self._space.adopt(id.raw, id.name)
         options = DEFAULT_OPTIONS

@@ -12,7 +12,9 @@ from datetime import datetime
 from typing import Protocol
 
 from durable_actor.clock import to_datetime
+from durable_actor.fetch import Request, Response
 from durable_actor.ids import ObjectId
+from durable_actor.storage.watches import Watch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,7 @@ DEFAULT_OPTIONS = CallOptions()
 
 
 class Router(Protocol):
-    """Carries calls to objects."""
+    """Carries calls and requests to objects, and news of their state from them."""
 
     async def call(
         self,
@@ -38,6 +40,19 @@ class Router(Protocol):
         options: CallOptions,
     ) -> object:
         """Run one method of one object and return its answer, once it is durable."""
+        ...
+
+    async def fetch(
+        self, target: ObjectId, request: Request, options: CallOptions
+    ) -> Response:
+        """Let one object answer a request; what it answers rests on is durable.
+
+        A streamed body goes on after this has returned, both ways.
+        """
+        ...
+
+    def watch(self, target: ObjectId, prefix: str) -> Watch:
+        """Begin to tell of everything that becomes durable of one object."""
         ...
 
 
@@ -54,9 +69,22 @@ class AlarmInfo:
         """The time the alarm was set for, in UTC."""
         return to_datetime(self.scheduled_at_ms)
 
-    retryCount = property(lambda self: self.retry_count)
-    isRetry = property(lambda self: self.is_retry)
-    scheduledTime = property(lambda self: self.scheduled_at_ms)
+    # Fields have no alias in a dataclass with slots, so these are properties.
+
+    @property
+    def retryCount(self) -> int:  # noqa: N802  # Cloudflare's spelling
+        """The same as `retry_count`."""
+        return self.retry_count
+
+    @property
+    def isRetry(self) -> bool:  # noqa: N802  # Cloudflare's spelling
+        """The same as `is_retry`."""
+        return self.is_retry
+
+    @property
+    def scheduledTime(self) -> int:  # noqa: N802  # Cloudflare's name
+        """The same as `scheduled_at_ms`."""
+        return self.scheduled_at_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

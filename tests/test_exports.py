@@ -8,7 +8,12 @@ import inspect
 import pytest
 
 import durable_actor
-from durable_actor import DurableObjectNamespace, DurableObjectStorage
+from durable_actor import (
+    DurableObjectNamespace,
+    DurableObjectStorage,
+    Headers,
+    WebSocket,
+)
 from durable_actor.state import DurableObjectState
 
 
@@ -45,6 +50,38 @@ def test_what_the_door_exports_has_a_docstring() -> None:
         (DurableObjectNamespace, "getByName", "get_by_name"),
         (DurableObjectState, "blockConcurrencyWhile", "block_concurrency_while"),
         (DurableObjectState, "waitUntil", "wait_until"),
+        (DurableObjectState, "acceptWebSocket", "accept_web_socket"),
+        (DurableObjectState, "getWebSockets", "get_web_sockets"),
+        (DurableObjectState, "getTags", "get_tags"),
+        (
+            DurableObjectState,
+            "setWebSocketAutoResponse",
+            "set_web_socket_auto_response",
+        ),
+        (
+            DurableObjectState,
+            "getWebSocketAutoResponse",
+            "get_web_socket_auto_response",
+        ),
+        (
+            DurableObjectState,
+            "getWebSocketAutoResponseTimestamp",
+            "get_web_socket_auto_response_timestamp",
+        ),
+        (
+            DurableObjectState,
+            "setHibernatableWebSocketEventTimeout",
+            "set_hibernatable_web_socket_event_timeout",
+        ),
+        (
+            DurableObjectState,
+            "getHibernatableWebSocketEventTimeout",
+            "get_hibernatable_web_socket_event_timeout",
+        ),
+        (WebSocket, "serializeAttachment", "serialize_attachment"),
+        (WebSocket, "deserializeAttachment", "deserialize_attachment"),
+        (Headers, "getAll", "get_all"),
+        (Headers, "getSetCookie", "get_set_cookie"),
     ],
 )
 def test_a_camel_case_name_is_the_same_function(

@@ -60,6 +60,8 @@ TARGETS = {
     "kill",
     "lint",
     "lock",
+    "parity",
+    "programs",
     "run",
     "setup",
     "test",

@@ -18,25 +18,33 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from durable_actor.daemon import openapi, wire
+from durable_actor.daemon.alarms_api import AlarmsApi
+from durable_actor.daemon.bridge import Bridge
+from durable_actor.daemon.fetch_api import FetchApi
 from durable_actor.daemon.guard import (
     DRAINING_PATHS,
     BodyRefusedError,
     Guard,
     GuardPolicy,
+    deny,
 )
 from durable_actor.daemon.loader import Served
-from durable_actor.daemon.objects_api import ExactBodyError, ObjectsApi
+from durable_actor.daemon.objects_api import ObjectsApi
 from durable_actor.daemon.ports import ObjectHost, RunsApi
 from durable_actor.daemon.problems import (
     RETRY_AFTER_MS,
+    ExactBodyError,
     HandlerError,
     Problem,
     ProblemError,
     problem_of,
+    refuse,
 )
 from durable_actor.daemon.routing import Incoming, Routes, read_query
 from durable_actor.daemon.runs_api import RunRoutes
 from durable_actor.daemon.service_api import ServiceApi
+from durable_actor.daemon.storage_api import StorageApi
+from durable_actor.daemon.watch_api import WatchApi
 from durable_actor.log import get_logger
 
 log = get_logger("durable_actor.daemon")
@@ -59,6 +67,8 @@ class Traffic:
         self.is_draining = False
         self.in_flight = 0
         self.in_flight_max = in_flight_max
+        # Called when it begins to drain: what would go on for ever is to end.
+        self.on_drain: list[Callable[[], None]] = []
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -81,19 +91,28 @@ class Traffic:
     async def drain(self) -> None:
         """Take no new requests; return once the accepted ones are answered."""
         self.is_draining = True
+        for end in self.on_drain:
+            end()
         await self._idle.wait()
 
 
 class Application:
     """Answers what the guard has let in."""
 
-    def __init__(self, routes: Routes, traffic: Traffic, *, debug: bool) -> None:
+    def __init__(
+        self, routes: Routes, requests: FetchApi, traffic: Traffic, *, debug: bool
+    ) -> None:
         self._routes = routes
+        self._requests = requests
+        self._bridges: set[Bridge] = set()
         self._traffic = traffic
         self._debug = debug
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; never raises, but for a body the guard refuses."""
+        if scope["type"] == "websocket":
+            await self._upgrade(scope, receive, send)
+            return
         if self._traffic.is_full and scope["raw_path"] not in DRAINING_PATHS:
             await self._failed(scope, ProblemError(_FULL))(scope, receive, send)
             return
@@ -118,9 +137,57 @@ class Application:
         except Exception as error:  # noqa: BLE001  # this is where every failure ends
             return self._failed(scope, error)
 
+    async def _upgrade(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Open a WebSocket to an object; from then on it is no request under way."""
+        self._traffic.enter()
+        try:
+            bridge, answer = await self._open(scope, receive)
+            if answer is not None:
+                await answer(scope, receive, send)
+        except Exception as error:  # noqa: BLE001  # this is where every failure ends
+            await deny(self._problem(error, _trace_id(scope)), send)
+            return
+        finally:
+            self._traffic.leave()
+        if bridge is None:
+            return
+        self._bridges.add(bridge)
+        try:
+            await bridge.run(receive, send)
+        finally:
+            self._bridges.discard(bridge)
+
+    def end(self) -> None:
+        """End what would go on for ever: WebSockets, and the events of objects."""
+        for bridge in self._bridges:
+            bridge.go_away()
+        self._requests.end()
+
+    async def _open(
+        self, scope: Scope, receive: Receive
+    ) -> tuple[Bridge | None, Response | None]:
+        if self._traffic.is_full:
+            raise ProblemError(_FULL)
+        route, names = self._routes.find("GET", scope["raw_path"])
+        if not route.takes_rest:
+            raise refuse(
+                "bad_request",
+                "There is no WebSocket here.",
+                "Objects have them, at /objects/{class}/{name}/...",
+            )
+        return await self._requests.open_socket(Incoming(scope, receive, names, {}))
+
     def _failed(self, scope: Scope, error: Exception) -> Response:
-        problem = problem_of(error, debug=self._debug)
         trace_id = _trace_id(scope)
+        problem = self._problem(error, trace_id)
+        return Response(
+            problem.body(trace_id),
+            status_code=problem.status,
+            headers=problem.headers_to_send(),
+        )
+
+    def _problem(self, error: Exception, trace_id: str) -> Problem:
+        problem = problem_of(error, debug=self._debug)
         if problem.code == "internal":
             log.error("request.failed", trace_id=trace_id, exc_info=error)
         elif isinstance(error, HandlerError) and problem.code == "handler_error":
@@ -129,11 +196,7 @@ class Application:
                 trace_id=trace_id,
                 error=type(error.original).__qualname__,
             )
-        return Response(
-            problem.body(trace_id),
-            status_code=problem.status,
-            headers=problem.headers_to_send(),
-        )
+        return problem
 
 
 def build_app(
@@ -154,15 +217,23 @@ def build_app(
         metrics=metrics,
         document=lambda: described,
     )
+    requests = FetchApi(host, served, debug=debug)
+    watches = WatchApi(host, served)
+    traffic.on_drain.append(watches.end)
     routes = Routes(
         [
             *service.routes(),
             *ObjectsApi(host, served, debug=debug).routes(),
+            *AlarmsApi(host, served).routes(),
+            *StorageApi(host, served).routes(),
+            *watches.routes(),
+            *requests.routes(),
             *RunRoutes(runs).routes(),
         ]
     )
     described |= openapi.document(routes.table, version=version("durable-actor"))
-    application = Application(routes, traffic, debug=debug)
+    application = Application(routes, requests, traffic, debug=debug)
+    traffic.on_drain.append(application.end)
     guard = Guard(application, policy, is_draining=lambda: traffic.is_draining)
     return guard, routes
 

@@ -34,6 +34,7 @@ from durable_actor.errors import ConfigError, DurableActorError, TransportError
 from durable_actor.log import configure_logging
 
 _CONFIG_FILE = Path("config.toml")
+_VALUE_CHARS_MAX = 120  # of one stored value on a line; `--json` shows all of it
 # The demo shows workflows, which this package does not know; so it is found by name.
 _DEMO = "workflows.demo"
 
@@ -95,7 +96,10 @@ app = App(
     result_action="return_value",
 )
 workflows = App(name="workflows", help="Workflows and their runs.")
-app.command(workflows)
+objects = App(name="objects", help="Objects that have stored something.")
+alarms = App(name="alarms", help="Alarms that are set.")
+for group in (workflows, objects, alarms):
+    app.command(group)
 
 
 @Parameter(name="*")
@@ -219,6 +223,136 @@ def call(
     return _run(ask, remote)
 
 
+@objects.command(name="list")
+def list_objects(
+    object_class: str | None = None,
+    /,
+    *,
+    prefix: str | None = None,
+    limit: int | None = None,
+    cursor: str | None = None,
+    remote: Remote = _HERE,
+) -> int:
+    """List objects in order of class and name, one page at a time.
+
+    Args:
+        object_class: Only of this class.
+        prefix: Only names that begin with it.
+        limit: At most so many, 1 to 1,000.
+        cursor: Of the page before, to go on behind it.
+        remote: Which daemon.
+    """
+    path = "/v1/objects" + _query(
+        {"class": object_class, "prefix": prefix, "limit": limit, "cursor": cursor}
+    )
+    return _run(lambda client: client.request("GET", path), remote)
+
+
+@objects.command(name="delete")
+def delete_object(
+    object_class: str,
+    name: str,
+    /,
+    *,
+    by_id: Annotated[bool, Parameter(name="--id", negative="")] = False,
+    remote: Remote = _HERE,
+) -> int:
+    """Delete an object with everything it stored, its alarm included.
+
+    Args:
+        object_class: The class, or the name of a binding.
+        name: The object's name.
+        by_id: The name is an id, as `objects list` shows it.
+        remote: Which daemon.
+    """
+    path = f"/v1/objects/{wire.segment(object_class)}/{wire.segment(name)}"
+    path += "?by=id" if by_id else ""
+
+    async def ask(client: Client) -> object:
+        answer = await client.request("DELETE", path)
+        if not answer["deleted"]:
+            raise _NotDoneError(answer, Status.NOT_FOUND)
+        return answer
+
+    return _run(ask, remote)
+
+
+@objects.command(name="show")
+def show_object(
+    object_class: str,
+    name: str,
+    /,
+    *,
+    by_id: Annotated[bool, Parameter(name="--id", negative="")] = False,
+    prefix: str | None = None,
+    limit: int | None = None,
+    cursor: str | None = None,
+    remote: Remote = _HERE,
+) -> int:
+    """Show the keys an object has stored, one to a line, without waking it.
+
+    Args:
+        object_class: The class, or the name of a binding; it need not be served.
+        name: The object's name.
+        by_id: The name is an id, as `objects list` shows it.
+        prefix: Only keys that begin with it.
+        limit: At most so many, 1 to 1,000.
+        cursor: Of the page before, to go on behind it.
+        remote: Which daemon.
+    """
+    path = f"/v1/storage/{wire.segment(object_class)}/{wire.segment(name)}"
+    path += _query(
+        {
+            "by": "id" if by_id else None,
+            "prefix": prefix,
+            "limit": limit,
+            "cursor": cursor,
+        }
+    )
+    notes: list[str] = []
+
+    async def ask(client: Client) -> object:
+        page = await client.request("GET", path)
+        if not page["exists"]:
+            nothing = f"{object_class} {_printable(name)} has stored nothing"
+            raise _NotDoneError(page if remote.json else nothing, Status.NOT_FOUND)
+        if remote.json:
+            return page
+        if page["cursor"] is not None:
+            notes.append(f"there is more: --cursor {page['cursor']}")
+        return [_stored_line(stored) for stored in page["keys"]]
+
+    status = _run(ask, remote)
+    for note in notes:
+        print(note, file=sys.stderr)
+    return status
+
+
+@alarms.command(name="list")
+def list_alarms(
+    object_class: str | None = None,
+    /,
+    *,
+    before: int | None = None,
+    limit: int | None = None,
+    cursor: str | None = None,
+    remote: Remote = _HERE,
+) -> int:
+    """List alarms, the one that fires first first, one page at a time.
+
+    Args:
+        object_class: Only of objects of this class.
+        before: Only those due before it, in epoch milliseconds.
+        limit: At most so many, 1 to 1,000.
+        cursor: Of the page before, to go on behind it.
+        remote: Which daemon.
+    """
+    path = "/v1/alarms" + _query(
+        {"class": object_class, "before": before, "limit": limit, "cursor": cursor}
+    )
+    return _run(lambda client: client.request("GET", path), remote)
+
+
 @workflows.command(name="list")
 def list_workflows(*, remote: Remote = _HERE) -> int:
     """List the workflows the daemon serves."""
@@ -239,9 +373,10 @@ def runs(
     remote: Remote = _HERE,
 ) -> int:
     """List runs, one page at a time."""
-    given = {"status": status, "workflow": workflow, "limit": limit, "cursor": cursor}
-    query = urlencode({key: value for key, value in given.items() if value is not None})
-    return _run(lambda client: client.request("GET", f"/v1/runs?{query}"), remote)
+    path = "/v1/runs" + _query(
+        {"status": status, "workflow": workflow, "limit": limit, "cursor": cursor}
+    )
+    return _run(lambda client: client.request("GET", path), remote)
 
 
 @workflows.command
@@ -294,7 +429,7 @@ def cancel(
     async def ask(client: Client) -> object:
         answer = await client.request("POST", path, {"reason": reason})
         if not answer["cancelled"]:
-            raise _NotDoneError(answer)
+            raise _NotDoneError(answer, Status.REFUSED)
         return answer
 
     return _run(ask, remote)
@@ -325,8 +460,9 @@ def doctor(
 class _NotDoneError(Exception):
     """The daemon answered, but did not do what it was asked."""
 
-    def __init__(self, answer: object) -> None:
+    def __init__(self, answer: object, status: Status) -> None:
         self.answer = answer
+        self.status = status
         super().__init__()
 
 
@@ -343,7 +479,7 @@ def _run(ask: Callable[[Client], Awaitable[object]], remote: Remote) -> int:
         _show(asyncio.run(talk()), remote)
     except _NotDoneError as refused:
         _show(refused.answer, remote)
-        return Status.REFUSED
+        return refused.status
     except TransportError as error:
         return _fail(error, Status.UNREACHABLE, remote)
     except DurableActorError as error:
@@ -358,9 +494,28 @@ def _show(answer: object, remote: Remote) -> None:
     elif isinstance(answer, str):
         print(answer)
     elif isinstance(answer, list) and all(isinstance(item, str) for item in answer):
-        print("\n".join(answer))
+        for line in answer:
+            print(line)
     else:
         print(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+def _stored_line(stored: Mapping[str, Any]) -> str:
+    key, size_bytes = _printable(stored["key"]), stored["size_bytes"]
+    if stored["unreadable"] is not None:
+        return f"{key}: unreadable, {size_bytes:,} bytes: {stored['unreadable']}"
+    text = json.dumps(stored["value"], ensure_ascii=False)
+    if not text.isprintable():
+        text = json.dumps(stored["value"])
+    if len(text) > _VALUE_CHARS_MAX:
+        text = f"{text[:_VALUE_CHARS_MAX]}... ({size_bytes:,} bytes)"
+    return f"{key}: {text}"
+
+
+def _printable(text: str) -> str:
+    """Return a name or key as it is, or as JSON if it would be misread on a line."""
+    is_plain = text.isprintable() and text == text.strip() != ""
+    return text if is_plain else json.dumps(text)
 
 
 def _fail(error: DurableActorError, status: Status, remote: Remote) -> int:
@@ -370,6 +525,11 @@ def _fail(error: DurableActorError, status: Status, remote: Remote) -> int:
     else:
         print(f"{error.code}: {error}", file=sys.stderr)
     return status
+
+
+def _query(given: Mapping[str, str | int | None]) -> str:
+    chosen = {key: value for key, value in given.items() if value is not None}
+    return f"?{urlencode(chosen)}" if chosen else ""
 
 
 def _run_path(workflow: str, run_id: str) -> str:

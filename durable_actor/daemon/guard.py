@@ -5,6 +5,9 @@ it was sent to, the `Origin` of the page that sent it, the bearer token. Two pat
 answered without a token, by exact match: `/livez` and `/readyz`. After that the body is
 watched as it is read: how large, how slow.
 
+A WebSocket is let in by the same checks. As a browser cannot send a token with it, the
+token may come as a subprotocol, `bearer.TOKEN`.
+
 A web page cannot reach the daemon through the user's browser: a foreign name in `Host`
 (DNS rebinding) and any `Origin` that is not allowed are refused on every method, and no
 CORS header is ever sent.
@@ -25,6 +28,9 @@ from durable_actor.errors import HostClosedError
 
 OPEN_PATHS = frozenset({b"/livez", b"/readyz"})
 DRAINING_PATHS = OPEN_PATHS | {b"/metrics"}  # still answered while the daemon drains
+STREAMED_PATHS = b"/objects/"  # where an object reads the body, piece by piece
+TOKEN_SUBPROTOCOL = "bearer."  # noqa: S105  # what stands before the token
+_BYTES_PER_SECOND_MIN = 1_024  # of a streamed body; a slower caller is given up
 _LINGER_SECONDS = 1.0
 _DIGITS_MAX = 18  # of a Content-Length: below 2**63, and int() is quick
 
@@ -37,6 +43,7 @@ class GuardPolicy:
     hosts: frozenset[str]  # exact values of Host, in lower case, with the port
     origins: frozenset[str] = frozenset()
     body_bytes_max: int = 1_048_576
+    fetch_body_bytes_max: int = 104_857_600  # of what an object's `fetch` reads
     header_bytes_max: int = 8_192
     headers_max: int = 64
     target_bytes_max: int = 8_192
@@ -71,15 +78,15 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":
-            # There are no WebSockets here; closing before accepting answers 403.
-            await send({"type": "websocket.close", "code": 1008})
+        if scope["type"] == "websocket":
+            await self._upgrade(scope, receive, send)
             return
         try:
             self._admit(scope)
             if self._is_draining() and scope["raw_path"] not in DRAINING_PATHS:
                 raise ProblemError(problem_of(HostClosedError("It is draining.")))
-            await self._app(scope, self._watched(receive), send)
+            watched = self._watched(receive, self._limits_of(scope["raw_path"]))
+            await self._app(scope, watched, send)
         except BodyRefusedError as error:
             rest = receive if error.is_more_coming else None
             await _hang_up(error.problem, send, rest)
@@ -87,10 +94,27 @@ class Guard:
             rest = receive if _has_body(scope["headers"]) else None
             await _hang_up(error.problem, send, rest)
 
+    async def _upgrade(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            self._admit(scope)
+            if self._is_draining():
+                raise ProblemError(problem_of(HostClosedError("It is draining.")))
+        except ProblemError as error:
+            await deny(error.problem, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _limits_of(self, raw_path: bytes) -> BodyLimits:
+        policy = self._policy
+        is_streamed = raw_path.startswith(STREAMED_PATHS)
+        size = policy.fetch_body_bytes_max if is_streamed else policy.body_bytes_max
+        return BodyLimits(size, policy.body_timeout_ms, is_streamed)
+
     def _admit(self, scope: Scope) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         self._check_size(scope, headers)
-        self._check_framing(headers)
+        if scope["type"] == "http":
+            self._check_framing(headers, self._limits_of(scope["raw_path"]))
         self._check_host(_all(headers, b"host"))
         for origin in _all(headers, b"origin"):
             if origin not in self._policy.origins:
@@ -100,7 +124,10 @@ class Guard:
                     "List its origin under http.allowed_origins to allow it.",
                 )
         if scope["raw_path"] not in OPEN_PATHS:
-            self._check_token(_all(headers, b"authorization"))
+            credentials = _all(headers, b"authorization")
+            if not credentials:
+                credentials = _offered_tokens(scope)
+            self._check_token(credentials)
 
     def _check_size(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
         policy = self._policy
@@ -122,7 +149,9 @@ class Guard:
                 "Send fewer cookies and other headers.",
             )
 
-    def _check_framing(self, headers: list[tuple[bytes, bytes]]) -> None:
+    def _check_framing(
+        self, headers: list[tuple[bytes, bytes]], limits: BodyLimits
+    ) -> None:
         """Refuse what two readers could cut differently (request smuggling)."""
         lengths = _all(headers, b"content-length")
         encodings = _all(headers, b"transfer-encoding")
@@ -150,8 +179,8 @@ class Guard:
                 "Write it in decimal digits.",
             )
         length = int(lengths[0]) if len(lengths[0]) <= _DIGITS_MAX else 10**_DIGITS_MAX
-        if length > self._policy.body_bytes_max:
-            raise self._too_large(f"{length} bytes")
+        if length > limits.bytes_max:
+            raise _too_large(f"{length} bytes", limits)
 
     def _check_host(self, hosts: list[str]) -> None:
         if len(hosts) != 1:
@@ -181,44 +210,93 @@ class Guard:
                 WWW_Authenticate="Bearer",
             )
 
-    def _watched(self, receive: Receive) -> Receive:
-        """Return a `receive` that ends a body which is too large or too slow."""
-        received = 0
-        patience = self._policy.body_timeout_ms / 1_000
-        expires_at: float | None = asyncio.get_running_loop().time() + patience
+    def _watched(self, receive: Receive, limits: BodyLimits) -> Receive:
+        """Return a `receive` that ends a body which is too large or too slow.
+
+        A body that is read at once has a deadline. One that an object reads piece by
+        piece, when it comes to it, is given up when waiting for it took too long for
+        what has come.
+        """
+        received, is_complete = 0, False
+        loop = asyncio.get_running_loop()
+        begun_at, waited = loop.time(), 0.0
+
+        def expires_at() -> float | None:
+            if is_complete:
+                return None  # whoever asks again waits for the caller to leave
+            patience = limits.timeout_ms / 1_000
+            if not limits.is_streamed:
+                return begun_at + patience
+            return loop.time() + patience + received / _BYTES_PER_SECOND_MIN - waited
 
         async def watched() -> Message:
-            nonlocal received, expires_at
+            nonlocal received, is_complete, waited
+            asked_at = loop.time()
             try:
-                async with asyncio.timeout_at(expires_at):
+                async with asyncio.timeout_at(expires_at()):
                     message = await receive()
             except TimeoutError:
                 refusal = refuse(
                     "body_timeout",
-                    f"After {self._policy.body_timeout_ms} ms only {received} bytes of"
+                    f"After {limits.timeout_ms} ms only {received} bytes of"
                     " the body were here.",
-                    "Send it faster, or raise http.body_timeout.",
+                    "Send it faster, or raise http.body_timeout_ms.",
                 )
                 raise BodyRefusedError(refusal.problem, is_more_coming=False) from None
+            waited += loop.time() - asked_at
             received += len(message.get("body", b""))
             more = bool(message.get("more_body"))
-            if received > self._policy.body_bytes_max:
+            if received > limits.bytes_max:
                 raise BodyRefusedError(
-                    self._too_large("more").problem, is_more_coming=more
+                    _too_large("more", limits).problem, is_more_coming=more
                 )
-            if not more:
-                expires_at = None  # whoever asks again waits for the caller to leave
+            is_complete = not more
             return message
 
         return watched
 
-    def _too_large(self, what: str) -> ProblemError:
-        return refuse(
-            "body_too_large",
-            f"The body has {what}; at most {self._policy.body_bytes_max} bytes"
-            " are allowed.",
-            "Send less at once, or raise http.max_body.",
-        )
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """How large the body of a request may be, and how long it may take."""
+
+    bytes_max: int
+    timeout_ms: int
+    is_streamed: bool
+
+
+def _too_large(what: str, limits: BodyLimits) -> ProblemError:
+    key = "http.fetch_body_bytes_max" if limits.is_streamed else "http.body_bytes_max"
+    return refuse(
+        "body_too_large",
+        f"The body has {what}; at most {limits.bytes_max} bytes are allowed.",
+        f"Send less at once, or raise {key}.",
+    )
+
+
+async def deny(problem: Problem, send: Send) -> None:
+    """Answer the request for a WebSocket with a problem instead."""
+    headers = [
+        (name.lower().encode("latin-1"), value.encode("latin-1"))
+        for name, value in problem.headers_to_send().items()
+    ]
+    await send(
+        {
+            "type": "websocket.http.response.start",
+            "status": problem.status,
+            "headers": headers,
+        }
+    )
+    await send({"type": "websocket.http.response.body", "body": problem.body(None)})
+
+
+def _offered_tokens(scope: Scope) -> list[str]:
+    """Return the token that came as a subprotocol, as a header would have it."""
+    return [
+        f"Bearer {offered.removeprefix(TOKEN_SUBPROTOCOL)}"
+        for offered in scope.get("subprotocols", ())
+        if offered.startswith(TOKEN_SUBPROTOCOL)
+    ]
 
 
 async def _hang_up(problem: Problem, send: Send, rest: Receive | None) -> None:

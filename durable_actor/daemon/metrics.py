@@ -36,6 +36,7 @@ _GAUGES: Final[Mapping[str, tuple[str, str]]] = {
         "durable_outbox_waiting_events",
         "Events on their way to a sink.",
     ),
+    "web_sockets": ("durable_web_sockets", "Hibernatable sockets that are open."),
     "objects_stored": ("durable_objects_stored", "Objects on disk, sampled."),
     "alarms_stored": ("durable_alarms_stored", "Alarms on disk, sampled."),
     "database_bytes": ("durable_storage_bytes", "Size of the database, sampled."),

@@ -10,20 +10,19 @@ from starlette.responses import Response
 
 from durable_actor import codec
 from durable_actor.daemon import bodies, wire
+from durable_actor.daemon.addresses import BY, class_of, target_of
 from durable_actor.daemon.loader import Served, ServedClass
 from durable_actor.daemon.ports import ObjectEntry, ObjectHost
-from durable_actor.daemon.problems import HandlerError, nearest, refuse
-from durable_actor.daemon.routing import Incoming, Route
+from durable_actor.daemon.problems import ExactBodyError, HandlerError, refuse
+from durable_actor.daemon.routing import Incoming, Route, timeout_ms_of
 from durable_actor.errors import BadArgumentsError, EncodeError
 from durable_actor.ids import ObjectId
 from durable_actor.rpc import CallOptions
 
-TIMEOUT_MS_MAX: Final = 86_400_000  # a day; whoever needs longer needs a workflow
 REQUEST_ID_CHARS_MAX: Final = 200
 PAGE_LIMIT_MAX: Final = 1_000
 PAGE_LIMIT_DEFAULT: Final = 100
 T = TypeVar("T")
-BY = {"by": "What {name} is: `name` (the default) or `id`, 64 hexadecimal characters."}
 
 
 class CallRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -168,8 +167,8 @@ class ObjectsApi:
 
     async def call(self, incoming: Incoming) -> Response:
         """Run one method; JSON or exact values in, the same out."""
-        served = self._class_of(incoming.names["class"])
-        target = _target(served, incoming)
+        served = class_of(self._served, incoming.names["class"])
+        target = target_of(served, incoming)
         method = served.info.method(incoming.names["method"])
         options = _options(incoming)
         if bodies.is_exact(incoming):
@@ -223,7 +222,7 @@ class ObjectsApi:
         """List one page of the directory."""
         query = incoming.query
         wanted = query.get("class")
-        object_class = None if wanted is None else self._class_of(wanted).name
+        object_class = None if wanted is None else class_of(self._served, wanted).name
         try:
             page = await self._host.list_objects(
                 object_class,
@@ -242,7 +241,7 @@ class ObjectsApi:
 
     async def get_object(self, incoming: Incoming) -> Response:
         """Show one entry of the directory."""
-        served = self._class_of(incoming.names["class"])
+        served = class_of(self._served, incoming.names["class"])
         name = incoming.names["name"]
         # In order of names, the name itself comes before all it is a prefix of.
         page = await self._host.list_objects(served.name, prefix=name, limit=1)
@@ -253,25 +252,15 @@ class ObjectsApi:
 
     async def delete_object(self, incoming: Incoming) -> Response:
         """Delete one object."""
-        served = self._class_of(incoming.names["class"])
-        deleted = await self._host.delete(_target(served, incoming))
+        served = class_of(self._served, incoming.names["class"])
+        deleted = await self._host.delete(target_of(served, incoming))
         return bodies.json_response(Deleted(deleted))
 
     async def evict_object(self, incoming: Incoming) -> Response:
         """Evict one object."""
-        served = self._class_of(incoming.names["class"])
-        evicted = await self._host.evict(_target(served, incoming))
+        served = class_of(self._served, incoming.names["class"])
+        evicted = await self._host.evict(target_of(served, incoming))
         return bodies.json_response(Evicted(evicted))
-
-    def _class_of(self, name: str) -> ServedClass:
-        served = self._served.find(name)
-        if served is None:
-            raise refuse(
-                "unknown_class",
-                f"There is no class {name[:100]!r} here.",
-                nearest(name, self._served.names()),
-            )
-        return served
 
 
 def page_limit(text: str | None) -> int:
@@ -287,17 +276,6 @@ def page_limit(text: str | None) -> int:
     )
 
 
-def _target(served: ServedClass, incoming: Incoming) -> ObjectId:
-    name = incoming.names["name"]
-    match incoming.query.get("by", "name"):
-        case "name":
-            return served.ids.from_name(name)
-        case "id":
-            return served.ids.parse(name)
-        case other:
-            raise refuse("bad_request", f"by is {other[:20]!r}.", "Write name or id.")
-
-
 def _options(incoming: Incoming) -> CallOptions:
     request_id = incoming.header(wire.REQUEST_ID_HEADER)
     if request_id is not None and not (
@@ -310,20 +288,7 @@ def _options(incoming: Incoming) -> CallOptions:
             f"{wire.REQUEST_ID_HEADER} is {request_id[:40]!a}.",
             f"Send 1 to {REQUEST_ID_CHARS_MAX} printable ASCII characters.",
         )
-    text = incoming.header(wire.TIMEOUT_HEADER)
-    timeout_ms = None
-    if text is not None:
-        if not (text.isascii() and text.isdigit() and len(text) < len("100000000")):
-            timeout_ms = 0
-        else:
-            timeout_ms = int(text)
-        if not 1 <= timeout_ms <= TIMEOUT_MS_MAX:
-            raise refuse(
-                "bad_request",
-                f"{wire.TIMEOUT_HEADER} is {text[:20]!a}.",
-                f"Send milliseconds, from 1 to {TIMEOUT_MS_MAX}.",
-            )
-    return CallOptions(timeout_ms=timeout_ms, request_id=request_id)
+    return CallOptions(timeout_ms=timeout_ms_of(incoming), request_id=request_id)
 
 
 def _exact_arguments(value: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -336,14 +301,6 @@ def _exact_arguments(value: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
                 f"The body is {type(value).__name__}, not [args, kwargs].",
                 "Use the same release of durable_actor on both sides.",
             )
-
-
-class ExactBodyError(HandlerError):
-    """A failed call whose caller can read the exception itself."""
-
-    def __init__(self, original: Exception, body: bytes) -> None:
-        super().__init__(original)
-        self.body = body
 
 
 def _with_exact_body(error: HandlerError, *, debug: bool) -> ExactBodyError:

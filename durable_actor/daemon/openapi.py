@@ -27,6 +27,11 @@ whether the call ran (`not_executed`, `failed` or `unknown`). Arguments that do 
 a method or a workflow are a 400. An exception of an object's own code is a 500 with
 `code: "handler_error"` and `error: {"type", "message"}`, without its traceback unless
 the daemon runs with `debug`.
+
+What follows `/objects/{class}/{name}` is the object's own: any status, headers and body
+that its `fetch` answers, streamed, with its id in `X-Object-Id`. A WebSocket handshake
+there opens one to the object; a browser offers the token as the subprotocol
+`bearer.TOKEN`, beside `durable-actor`.
 """
 _COMMON_ERRORS = (400, 401, 403, 413, 414, 431, 500, 503)
 

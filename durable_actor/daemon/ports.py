@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from durable_actor.fetch import Request, Response
 from durable_actor.ids import ObjectId
 from durable_actor.rpc import CallOptions
+from durable_actor.storage.watches import Watch
 
 RUNS_HOOK = "__durable_runs__"
 
@@ -46,6 +48,56 @@ class ObjectPage(Protocol):
     def cursor(self) -> str | None: ...
 
 
+class AlarmEntry(Protocol):
+    """One alarm that is set."""
+
+    @property
+    def object_class(self) -> str: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def due_at_ms(self) -> int: ...
+    @property
+    def scheduled_at_ms(self) -> int: ...
+    @property
+    def retries(self) -> int: ...
+
+
+class AlarmPage(Protocol):
+    """Some alarms, and where the next ones begin."""
+
+    @property
+    def alarms(self) -> Sequence[AlarmEntry]: ...
+    @property
+    def cursor(self) -> str | None: ...
+
+
+class StoredKey(Protocol):
+    """One key that an object has stored."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def value(self) -> Any: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def unreadable(self) -> str | None: ...
+
+
+class StoredPage(Protocol):
+    """Some keys, and where the next ones begin."""
+
+    @property
+    def exists(self) -> bool: ...
+    @property
+    def keys(self) -> Sequence[StoredKey]: ...
+    @property
+    def cursor(self) -> str | None: ...
+
+
 class ObjectHost(Protocol):
     """The host, as far as the HTTP face uses it."""
 
@@ -58,6 +110,10 @@ class ObjectHost(Protocol):
         options: CallOptions,
     ) -> object: ...
 
+    async def fetch(
+        self, target: ObjectId, request: Request, options: CallOptions, /
+    ) -> Response: ...
+
     async def list_objects(
         self,
         object_class: str | None = None,
@@ -67,6 +123,28 @@ class ObjectHost(Protocol):
         limit: int = 100,
         cursor: str | None = None,
     ) -> ObjectPage: ...
+
+    async def alarms(
+        self,
+        object_class: str | None = None,
+        /,
+        *,
+        before: int | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> AlarmPage: ...
+
+    async def stored_keys(
+        self,
+        object_id: ObjectId,
+        /,
+        *,
+        prefix: str = "",
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> StoredPage: ...
+
+    def watch(self, target: ObjectId, prefix: str, /) -> Watch: ...
 
     async def evict(self, object_id: ObjectId, /) -> bool: ...
 

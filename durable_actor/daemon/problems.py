@@ -147,6 +147,14 @@ class HandlerError(Exception):
         super().__init__(original)
 
 
+class ExactBodyError(HandlerError):
+    """A failure whose caller can read the exception itself: `body` has it."""
+
+    def __init__(self, original: Exception, body: bytes) -> None:
+        super().__init__(original)
+        self.body = body
+
+
 def refuse(code: str, detail: str, hint: str = "", **headers: str) -> ProblemError:
     """Return the error that ends a request which asked for something wrong.
 

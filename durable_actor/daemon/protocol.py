@@ -9,12 +9,16 @@ that nobody compared. What cannot be parsed is answered with a problem document.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from uvicorn._types import ASGIReceiveEvent
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
+)
+from uvicorn.protocols.websockets.websockets_sansio_impl import (
+    WebSocketsSansIOProtocol,
 )
 from uvicorn.server import ServerState
 
@@ -30,10 +34,17 @@ _CROWDED = Problem(
 )
 
 
-def bounded(**bounds: int) -> type[BoundedProtocol]:
+# The parser of handshakes gives up at 8,192 and 128, and says nothing.
+_HANDSHAKE_LINE_BYTES_MAX = 8_000
+_HANDSHAKE_HEADERS_MAX = 120
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+
+def bounded(kind: type[P], **bounds: int) -> type[P]:
     """Return a protocol with these bounds; uvicorn makes its instances itself."""
-    assert set(bounds) <= set(vars(BoundedProtocol))
-    return type("Protocol", (BoundedProtocol,), bounds)
+    assert set(bounds) <= set(vars(kind))
+    return type(kind.__name__, (kind,), bounds)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -42,6 +53,7 @@ class BoundedProtocol(HttpToolsProtocol):
     head_timeout_ms = 5_000
     head_bytes_max = 8_192 + 8_192 + 1_024  # target, headers, and the start line
     connections_max = 10_000
+    write_timeout_ms = 30_000
 
     def __init__(
         self,
@@ -56,6 +68,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._is_in_head = True
         self._head_bytes = 0
+        self._slow_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base class has it
         """Begin to wait for the first request."""
@@ -66,9 +79,41 @@ class BoundedProtocol(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Call the deadline off."""
+        """Call the deadlines off."""
         self._head_is_over()
+        self._cancel_slow_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Give up a caller that takes nothing of its answer for too long."""
+        super().pause_writing()
+        if self._slow_timer is None:
+            self._slow_timer = self.loop.call_later(
+                self.write_timeout_ms / 1_000, self.transport.abort
+            )
+
+    def resume_writing(self) -> None:
+        """Be patient again."""
+        super().resume_writing()
+        self._cancel_slow_timer()
+
+    def handle_websocket_upgrade(self) -> None:
+        """Hand the connection to a protocol that knows WebSocket."""
+        self._head_is_over()
+        lines = [len(name) + len(value) for name, value in self.headers]
+        longest = max(len(self.url), *lines)
+        if longest > _HANDSHAKE_LINE_BYTES_MAX or len(lines) > _HANDSHAKE_HEADERS_MAX:
+            self._refuse(
+                refuse(
+                    "headers_too_large",
+                    f"The handshake has {len(lines)} headers, and a line of {longest}"
+                    f" bytes; at most {_HANDSHAKE_HEADERS_MAX}, and"
+                    f" {_HANDSHAKE_LINE_BYTES_MAX} bytes, are allowed.",
+                    "Send fewer and shorter headers.",
+                ).problem
+            )
+            return
+        super().handle_websocket_upgrade()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; give up on a head that grows too long."""
@@ -108,6 +153,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing of packages to install: the guard refuses the request."""
 
+    def _cancel_slow_timer(self) -> None:
+        if self._slow_timer is not None:
+            self._slow_timer.cancel()
+            self._slow_timer = None
+
     def _is_idle(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle  # None until the first request
         return cycle is None or cycle.response_complete
@@ -134,10 +184,92 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         if self.transport.is_closing():
             return
-        body = problem.body(None)
-        headers = problem.headers_to_send()
-        headers |= {"Content-Length": str(len(body)), "Connection": "close"}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        start = f"HTTP/1.1 {problem.status} {problem.title}\r\n{lines}\r\n"
-        self.transport.write(start.encode("latin-1") + body)
+        self.transport.write(_whole_answer(problem))
         self.transport.close()
+
+
+class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
+    """One WebSocket, as uvicorn speaks it, with an end that always comes.
+
+    What its application hears of the end is what the client did: its close, or none.
+    """
+
+    write_timeout_ms = 30_000
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._slow_timer: asyncio.TimerHandle | None = None
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """Return the next message; the end only once it is known how it ended."""
+        while True:
+            message = await super().receive()
+            if message["type"] != "websocket.disconnect":
+                return message
+            answer = self.conn.close_rcvd
+            failure = self.conn.parser_exc
+            if self.close_sent and not (answer or failure or self.disconnected):
+                continue  # uvicorn's note of our own close; the answer is to come
+            told: Any = {"type": "websocket.disconnect", "was_clean": bool(answer)}
+            if answer is not None:
+                told |= {"code": answer.code, "reason": answer.reason}
+            elif failure is not None:
+                told |= {"code": 1006, "reason": str(failure), "is_failure": True}
+            else:
+                told |= {"code": 1006, "reason": ""}
+            return cast("ASGIReceiveEvent", told)
+
+    def handle_parser_exception(self) -> None:
+        """Close with the reason; a handshake that is none is answered with 400."""
+        if self.conn.close_sent is not None:
+            super().handle_parser_exception()
+            return
+        problem = refuse("bad_request", "This is no WebSocket handshake.").problem
+        self.transport.write(_whole_answer(problem))
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        """Give up a reader that takes nothing for too long."""
+        super().pause_writing()
+        if self._slow_timer is None:
+            self._slow_timer = self._abort_later(self.write_timeout_ms / 1_000)
+
+    def resume_writing(self) -> None:
+        """Be patient again."""
+        super().resume_writing()
+        self._cancel_slow_timer()
+
+    def keepalive_timeout(self) -> None:
+        """Hang up on a client that does not answer pings, also if it takes nothing."""
+        super().keepalive_timeout()
+        self.transport.abort()
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        """Wait only so long for what is still to be sent."""
+        super().on_task_complete(task)
+        if not self.disconnected:
+            self._cancel_slow_timer()
+            self._slow_timer = self._abort_later(self.close_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Call the deadline off."""
+        self._cancel_slow_timer()
+        super().connection_lost(exc)
+
+    def _abort_later(self, seconds: float) -> asyncio.TimerHandle:
+        return self.loop.call_later(seconds, self.transport.abort)
+
+    def _cancel_slow_timer(self) -> None:
+        if self._slow_timer is not None:
+            self._slow_timer.cancel()
+            self._slow_timer = None
+
+
+def _whole_answer(problem: Problem) -> bytes:
+    """Return the last answer of a connection."""
+    body = problem.body(None)
+    headers = problem.headers_to_send()
+    headers |= {"Content-Length": str(len(body)), "Connection": "close"}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    start = f"HTTP/1.1 {problem.status} {problem.title}\r\n{lines}\r\n"
+    return start.encode("latin-1") + body

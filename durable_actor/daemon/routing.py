@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope
 from durable_actor.daemon import wire
 from durable_actor.daemon.problems import ProblemError, nearest, refuse
 
+TIMEOUT_MS_MAX = 86_400_000  # a day; whoever needs longer needs a workflow
 _QUERY_FIELDS_MAX = 32
 
 
@@ -33,8 +34,9 @@ class Incoming:
     ) -> None:
         self.names = names
         self.query = query
+        self.scope = scope
+        self.receive = receive
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
-        self._receive = receive
 
     def header(self, name: str) -> str | None:
         """Return the first header of that name."""
@@ -48,7 +50,7 @@ class Incoming:
         """Return the whole body; the guard has bounded it."""
         chunks: list[bytes] = []
         while True:
-            message: Message = await self._receive()
+            message: Message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise refuse("bad_request", "The caller left.", "")
             chunks.append(message.get("body", b""))
@@ -65,6 +67,8 @@ class Route:
 
     method: str
     path: str  # segments in braces are names: /v1/objects/{class}/{name}
+    takes_rest: bool = False  # its last name is all that follows, slashes and all, raw;
+    # and its query is not looked at
     name: str  # the operation's id
     summary: str
     handler: Handler
@@ -93,11 +97,18 @@ class Routes:
         segments = raw_path.decode("latin-1").split("/")
         allowed: list[str] = []
         for pattern, route in self._split:
-            names = _match(pattern, segments)
+            rest = {}
+            if route.takes_rest:
+                *pattern_before, last = pattern
+                names = _match(pattern_before, segments[: len(pattern_before)])
+                rest[last[1:-1]] = "/".join(segments[len(pattern_before) :])
+            else:
+                names = _match(pattern, segments)
             if names is None:
                 continue
             if route.method == method or (route.method == "GET" and method == "HEAD"):
-                return route, {key: _decode(value) for key, value in names.items()}
+                decoded = {key: _decode(value) for key, value in names.items()}
+                return route, decoded | rest
             allowed.append(route.method)
         if allowed:
             raise _not_allowed(method, allowed)
@@ -110,6 +121,8 @@ class Routes:
 
 def read_query(route: Route, query_string: bytes) -> dict[str, str]:
     """Return the query's parameters; each must be known to the route, and come once."""
+    if route.takes_rest:
+        return {}
     try:
         pairs = parse_qsl(
             query_string.decode("ascii"),
@@ -139,7 +152,23 @@ def read_query(route: Route, query_string: bytes) -> dict[str, str]:
     return query
 
 
-def _match(pattern: tuple[str, ...], segments: list[str]) -> dict[str, str] | None:
+def timeout_ms_of(incoming: Incoming) -> int | None:
+    """Return how long the caller waits, if it says so."""
+    text = incoming.header(wire.TIMEOUT_HEADER)
+    if text is None:
+        return None
+    is_number = text.isascii() and text.isdigit() and len(text) < len("100000000")
+    timeout_ms = int(text) if is_number else 0
+    if not 1 <= timeout_ms <= TIMEOUT_MS_MAX:
+        raise refuse(
+            "bad_request",
+            f"{wire.TIMEOUT_HEADER} is {text[:20]!a}.",
+            f"Send milliseconds, from 1 to {TIMEOUT_MS_MAX}.",
+        )
+    return timeout_ms
+
+
+def _match(pattern: Sequence[str], segments: list[str]) -> dict[str, str] | None:
     if len(pattern) != len(segments):
         return None
     names: dict[str, str] = {}

@@ -21,14 +21,18 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
-from durable_actor.config import Config
+from durable_actor.config import Config, WebSocketsConfig
 from durable_actor.daemon.app import Traffic, build_app
 from durable_actor.daemon.guard import GuardPolicy
 from durable_actor.daemon.listening import BACKLOG, Listen, bind, hosts_of, url_of
 from durable_actor.daemon.loader import Served, load
 from durable_actor.daemon.metrics import make_metrics
 from durable_actor.daemon.ports import RUNS_HOOK, RunsApi
-from durable_actor.daemon.protocol import BoundedProtocol, bounded
+from durable_actor.daemon.protocol import (
+    BoundedProtocol,
+    BoundedWebSocketProtocol,
+    bounded,
+)
 from durable_actor.daemon.tokens import TOKEN_FILE, token_of
 from durable_actor.errors import (
     ConfigError,
@@ -160,6 +164,7 @@ async def _serve_host(
     token = token_of(token_file)
     listener = bind(listen)
     traffic = Traffic(in_flight_max=http.in_flight_max)
+    traffic.on_drain.append(host.close_web_sockets)
     app, _ = build_app(
         host,
         served,
@@ -169,6 +174,7 @@ async def _serve_host(
             hosts=hosts_of(listener) | {name.lower() for name in http.allowed_hosts},
             origins=frozenset(http.allowed_origins),
             body_bytes_max=http.body_bytes_max,
+            fetch_body_bytes_max=http.fetch_body_bytes_max,
             header_bytes_max=http.header_bytes_max,
             headers_max=http.headers_max,
             target_bytes_max=http.header_bytes_max,
@@ -197,10 +203,16 @@ async def _serve_host(
     server = make_server(
         app,
         protocol=bounded(
+            BoundedProtocol,
             head_timeout_ms=http.header_timeout_ms,
             head_bytes_max=2 * http.header_bytes_max + _START_LINE_BYTES,
             connections_max=http.connections_max,
+            write_timeout_ms=http.write_timeout_ms,
         ),
+        socket_protocol=bounded(
+            BoundedWebSocketProtocol, write_timeout_ms=http.write_timeout_ms
+        ),
+        sockets=config.web_sockets,
         idle_timeout_ms=http.idle_timeout_ms,
         on_started=started,
     )
@@ -293,13 +305,19 @@ def make_server(
     protocol: type[BoundedProtocol],
     idle_timeout_ms: int,
     on_started: Callable[[], None],
+    socket_protocol: type[BoundedWebSocketProtocol] = BoundedWebSocketProtocol,
+    sockets: WebSocketsConfig = WebSocketsConfig(),  # noqa: B008  # frozen
 ) -> Server:
     """Return a server of the application."""
     return Server(
         uvicorn.Config(
             app,
             http=protocol,
-            ws="none",
+            ws=socket_protocol,
+            ws_max_size=sockets.message_bytes_max,
+            ws_ping_interval=sockets.ping_interval_ms / 1_000,
+            ws_ping_timeout=sockets.ping_timeout_ms / 1_000,
+            ws_per_message_deflate=False,  # what is compressed has no size to check
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -36,6 +36,12 @@ EXACT_ERROR: Final = "application/vnd.durable-actor.error+msgpack"
 REQUEST_ID_HEADER: Final = "Idempotency-Key"
 TIMEOUT_HEADER: Final = "X-Timeout-Ms"
 
+# Of requests to an object's `fetch`, whose query belongs to the object.
+BY_HEADER: Final = "X-Object-By"  # what the name in the path is: `name` or `id`
+ERRORS_HEADER: Final = "X-Object-Errors"  # `exact`: exceptions keep their types
+# Of the object's own answers; a refusal of the daemon does not have it.
+OBJECT_HEADER: Final = "X-Object-Id"
+
 
 def segment(name: str) -> str:
     """Return a name as one segment of a path.
@@ -63,7 +69,7 @@ def error_of(status: int, body: bytes) -> DurableActorError:
         problem = msgspec.json.decode(body, type=_Problem)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return TransportError(f"HTTP status {status} without a problem document")
-    error = _named(problem.code, f"{problem.detail} {problem.hint}".strip())
+    error = error_named(problem.code, f"{problem.detail} {problem.hint}".strip())
     error.code = problem.code  # type: ignore[misc]  # of this one, not of its class
     error.remote = True
     error.retryable = problem.retryable
@@ -72,7 +78,8 @@ def error_of(status: int, body: bytes) -> DurableActorError:
     return error
 
 
-def _named(code: str, text: str) -> DurableActorError:
+def error_named(code: str, text: str) -> DurableActorError:
+    """Return the exception that a code of our own stands for."""
     match code:
         case "unauthorized":
             return UnauthorizedError(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from durable_actor import (
     InvalidIdError,
     ObjectError,
     ObjectId,
+    Request,
+    Response,
+    Watch,
 )
 from durable_actor.namespace import DurableObjectStub
 from durable_actor.rpc import CallOptions
@@ -30,6 +34,9 @@ class Greeter(DurableObject):
 
     async def touch(self) -> None:
         self.ctx.storage.put("touched", True)
+
+    async def publish(self, attributes: dict[str, str]) -> None:
+        self.ctx.set_attributes(attributes)
 
 
 class RecordingRouter:
@@ -49,6 +56,16 @@ class RecordingRouter:
         self.carried.append((target.name, method, args, kwargs, options))
         return "answer"
 
+    async def fetch(
+        self, target: ObjectId, request: Request, options: CallOptions
+    ) -> Response:
+        self.carried.append((target.name, request.method, request.url, options))
+        return Response("answer")
+
+    def watch(self, target: ObjectId, prefix: str) -> Watch:
+        self.carried.append((target.name, "watch", prefix))
+        return Watch(prefix)
+
 
 def namespace(router: RecordingRouter | None = None) -> DurableObjectNamespace[Greeter]:
     return DurableObjectNamespace(router or RecordingRouter(), "Greeter")
@@ -62,6 +79,15 @@ async def test_a_stub_hands_the_call_to_its_router() -> None:
     assert router.carried == [
         ("a", "greet", ("world",), {"loudly": True}, options),
     ]
+
+
+async def test_a_stub_hands_a_request_to_its_router() -> None:
+    router = RecordingRouter()
+    stub: Any = namespace(router).get_by_name("a", timeout="2 seconds")
+    response = await stub.fetch("http://here/x?y", method="POST", body="1")
+    assert await response.text() == "answer"
+    options = CallOptions(timeout_ms=2_000)
+    assert router.carried == [("a", "POST", "http://here/x?y", options)]
 
 
 def test_the_same_name_is_the_same_id_and_equal_stubs() -> None:
@@ -152,6 +178,56 @@ async def test_an_object_first_opened_by_its_id_learns_its_name() -> None:
         await space.get_by_name("a").touch()
         page = await test.host.list_objects()
         assert [entry.name for entry in page.objects] == ["a"]
+
+
+async def test_an_object_learns_its_name_while_it_is_in_memory() -> None:
+    async with open_test_host() as test:
+        space = test.host.namespace(Greeter)
+        given = space.id_from_string(str(space.id_from_name("a")))
+        assert (await space.get(given).name_and_id())[0] is None
+        assert (await space.get_by_name("a").name_and_id())[0] == "a"
+        assert (await space.get(given).name_and_id())[0] == "a"
+        assert given.name is None  # what the caller holds is not changed
+        await space.get(given).touch()
+        page = await test.host.list_objects()
+        assert [entry.name for entry in page.objects] == ["a"]
+
+
+@pytest.mark.parametrize("is_resident", [True, False])
+async def test_a_call_by_name_gives_a_stored_object_its_name(
+    is_resident: bool,
+) -> None:
+    """Even if the call only reads: the next alarm wakes an object that knows it."""
+    async with open_test_host() as test:
+        space = test.host.namespace(Greeter)
+        by_id = space.get(space.id_from_string(str(space.id_from_name("a"))))
+        await by_id.publish({"kept": "yes"})
+        if not is_resident:
+            assert await test.host.evict(space.id_from_name("a"))
+        await space.get_by_name("a").greet("world")
+        await test.settle()
+        (entry,) = (await test.host.list_objects()).objects
+        assert (entry.name, entry.attributes) == ("a", {"kept": "yes"})
+        await test.restart()
+        space = test.host.namespace(Greeter)
+        by_id = space.get(space.id_from_string(str(space.id_from_name("a"))))
+        assert (await by_id.name_and_id())[0] == "a"
+
+
+async def test_learning_the_name_loses_nothing_written_beside_it() -> None:
+    async with open_test_host() as test:
+        space = test.host.namespace(Greeter)
+        by_id = space.get(space.id_from_string(str(space.id_from_name("a"))))
+        await by_id.publish({"n": "0"})
+        for n in range(1, 20):
+            writing = asyncio.ensure_future(by_id.publish({"n": str(n)}))
+            for _ in range(n % 5):
+                await asyncio.sleep(0)
+            if n == 10:
+                await space.get_by_name("a").greet("world")
+            await writing
+        (entry,) = (await test.host.list_objects()).objects
+        assert (entry.name, entry.attributes) == ("a", {"n": "19"})
 
 
 async def test_camel_case_names_are_the_same_functions() -> None:

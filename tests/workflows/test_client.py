@@ -10,6 +10,9 @@ from durable_actor import (
     DurableObjectNamespace,
     ObjectId,
     ObjectResetError,
+    Request,
+    Response,
+    Watch,
 )
 from durable_actor.testing import START_MS
 from workflows import (
@@ -66,6 +69,14 @@ class Recorder:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    async def fetch(
+        self, target: ObjectId, request: Request, options: CallOptions
+    ) -> Response:
+        raise NotImplementedError
+
+    def watch(self, target: ObjectId, prefix: str = "") -> Watch:
+        raise NotImplementedError
 
 
 def client_of(recorder: Recorder, **options: Any) -> WorkflowClient:

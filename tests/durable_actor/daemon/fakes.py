@@ -17,10 +17,13 @@ from durable_actor.daemon.guard import GuardPolicy
 from durable_actor.daemon.loader import Served
 from durable_actor.daemon.ports import RunsApi
 from durable_actor.daemon.routing import Routes
-from durable_actor.entrypoints import DurableObject
+from durable_actor.directory import AlarmPage, StoredPage
+from durable_actor.entrypoints import ClassInfo, DurableObject
 from durable_actor.errors import ObjectOverloadedError, StorageFullError
+from durable_actor.fetch import Request, Response
 from durable_actor.ids import ObjectId
 from durable_actor.rpc import CallOptions
+from durable_actor.storage.watches import Watch
 
 TOKEN = "correct-horse-battery-staple"
 HOST = "127.0.0.1:8787"
@@ -111,6 +114,16 @@ class FakeHost:
         instance = cls.__new__(cls)
         return codec.clone(await getattr(instance, method)(*args, **kwargs))
 
+    async def fetch(
+        self, target: ObjectId, request: Request, options: CallOptions
+    ) -> Response:
+        self.calls.append((target, "fetch", options))
+        self.called.set()
+        cls = self._classes[target.namespace]
+        function = ClassInfo(cls).fetch().function
+        response: Response = await function(cls.__new__(cls), request)
+        return response
+
     async def list_objects(
         self,
         object_class: str | None = None,
@@ -128,6 +141,29 @@ class FakeHost:
         start = int(cursor or 0)
         end = start + limit
         return FakePage(found[start:end], str(end) if end < len(found) else None)
+
+    async def alarms(
+        self,
+        object_class: str | None = None,
+        *,
+        before: int | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> AlarmPage:
+        return AlarmPage(alarms=[], cursor=None)
+
+    async def stored_keys(
+        self,
+        object_id: ObjectId,
+        *,
+        prefix: str = "",
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> StoredPage:
+        return StoredPage(exists=False, keys=[], cursor=None)
+
+    def watch(self, target: ObjectId, prefix: str) -> Watch:
+        return Watch(prefix)
 
     async def evict(self, object_id: ObjectId) -> bool:
         self.evicted.append(object_id)

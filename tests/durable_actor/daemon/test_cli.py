@@ -45,6 +45,98 @@ def test_a_method_is_called(shell: Shell) -> None:
     assert shell.json("call", "Counter", "x", "increment", "--kwargs", '{"by": 2}') == 2
 
 
+def test_objects_are_listed_and_deleted(shell: Shell) -> None:
+    for name in ("list/a", "list/b", "other"):
+        shell.json("call", "Counter", name, "increment")
+
+    page = shell.json("objects", "list", "Counter", "--prefix", "list/", "--limit", "1")
+    assert [found["name"] for found in page["objects"]] == ["list/a"]
+    rest = shell.json(
+        *("objects", "list", "COUNTERS"),
+        *("--prefix", "list/", "--cursor", page["cursor"]),
+    )
+    assert [found["name"] for found in rest["objects"]] == ["list/b"]
+    assert rest["cursor"] is None
+
+    found_id = rest["objects"][0]["id"]
+    assert shell.json("objects", "delete", "Counter", "list/a") == {"deleted": True}
+    assert shell.json("objects", "delete", "Counter", found_id, "--id")["deleted"]
+    assert shell.json("objects", "list", "--prefix", "list/")["objects"] == []
+    status, out, _ = shell.run("objects", "delete", "Counter", "list/a", "--json")
+    assert (status, json.loads(out)) == (3, {"deleted": False})
+
+
+def test_what_an_object_has_stored_is_shown(shell: Shell) -> None:
+    shell.json("call", "Counter", "show/a", "increment", "5")
+
+    assert shell.run("objects", "show", "Counter", "show/a") == (0, "value: 5\n", "")
+    page = shell.json("objects", "show", "COUNTERS", "show/a")
+    assert [(stored["key"], stored["value"]) for stored in page["keys"]] == [
+        ("value", 5)
+    ]
+    listed = shell.json("objects", "list", "Counter", "--prefix", "show/a")
+    found_id = listed["objects"][0]["id"]
+    assert shell.json("objects", "show", "Counter", found_id, "--id") == page
+    assert shell.run("objects", "show", "Counter", "show/a", "--prefix", "w")[:2] == (
+        0,
+        "",
+    )
+
+
+def test_what_is_long_is_shortened_but_not_as_json(shell: Shell) -> None:
+    text = "\x1b[2J" + "ä" * 500
+    words = json.dumps({"items": [text]})
+    shell.json("workflows", "run", "steps", "--id", "show", "--input", words)
+
+    status, out, errors = shell.run("objects", "show", "Workflows", "steps:show")
+    page = shell.json("objects", "show", "Workflows", "steps:show")
+
+    assert (status, errors) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == len(page["keys"])
+    assert max(map(len, lines)) < 250
+    assert any(line.endswith(" bytes)") for line in lines)
+    assert {"type": "app:Items", "items": [text]} in [
+        stored["value"] for stored in page["keys"]
+    ]
+    assert "\x1b" not in out
+
+
+def test_a_page_of_keys_says_how_to_go_on(shell: Shell) -> None:
+    words = json.dumps({"items": ["a", "b", "c"]})
+    shell.json("workflows", "run", "steps", "--id", "pages", "--input", words)
+    show = ["objects", "show", "Workflows", "steps:pages"]
+
+    status, first, errors = shell.run(*show, "--limit", "1")
+
+    assert (status, first.count("\n")) == (0, 1)
+    assert errors.startswith("there is more: --cursor ")
+    cursor = errors.split()[-1]
+    _, rest, _ = shell.run(*show, "--cursor", cursor)
+    assert first + rest == shell.run(*show)[1]
+
+
+def test_an_object_that_stored_nothing_is_not_found(shell: Shell) -> None:
+    status, out, _ = shell.run("objects", "show", "Counter", "never")
+    assert (status, out) == (3, "Counter never has stored nothing\n")
+    status, out, _ = shell.run("objects", "show", "Counter", "never", "--json")
+    assert (status, json.loads(out)["exists"]) == (3, False)
+
+
+def test_alarms_are_listed(shell: Shell) -> None:
+    shell.json("workflows", "run", "sleeping", "--id", "alarms")
+
+    page = shell.json("alarms", "list", "--limit", "1000")
+
+    due = {found["name"]: found["due_at_ms"] for found in page["alarms"]}
+    assert "sleeping:alarms" in due
+    assert list(due.values()) == sorted(due.values())
+    assert {"class", "id", "scheduled_at_ms", "retries"} <= page["alarms"][0].keys()
+    before = shell.json("alarms", "list", "--before", str(due["sleeping:alarms"]))
+    assert "sleeping:alarms" not in [found["name"] for found in before["alarms"]]
+    assert shell.json("alarms", "list", "Counter") == {"alarms": [], "cursor": None}
+
+
 def test_workflows_are_run_and_asked_after(shell: Shell) -> None:
     assert shell.run("workflows", "list")[1].split() == [
         "simple",
@@ -69,6 +161,14 @@ def test_workflows_are_run_and_asked_after(shell: Shell) -> None:
     [
         (["call", "Counter", "a", "nope"], 3, "method_not_found"),
         (["call", "Nope", "a", "value"], 3, "unknown_class"),
+        (["objects", "list", "Nope"], 3, "unknown_class"),
+        (["objects", "list", "--limit", "0"], 2, "bad_request"),
+        (["objects", "delete", "Nope", "a"], 3, "unknown_class"),
+        (["objects", "show", "Nope", "a"], 3, "unknown_class"),
+        (["objects", "show", "Counter", "a", "--cursor", "zz"], 2, "bad_request"),
+        (["objects", "show", "Counter", "zz", "--id"], 2, "invalid_id"),
+        (["objects", "delete", "Counter", "zz", "--id"], 2, "invalid_id"),
+        (["alarms", "list", "--cursor", "zz"], 2, "bad_request"),
         (["workflows", "run", "nope"], 3, "unknown_workflow"),
         (["workflows", "status", "simple", "nope"], 3, "run_not_found"),
         (["call", "Counter", "a", "increment", "x"], 2, "bad_arguments"),

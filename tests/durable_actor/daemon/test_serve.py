@@ -266,6 +266,26 @@ def test_a_signal_drains_and_the_status_is_zero(
     assert "exit" not in events
 
 
+def test_a_signal_ends_the_watches_instead_of_waiting_for_them(
+    start_daemon: Start,
+) -> None:
+    daemon = start_daemon().wait_ready()
+    with (
+        daemon.http() as http,
+        http.stream("GET", "/v1/watches/Counter/a") as stream,
+    ):
+        pieces = stream.iter_raw()
+        assert next(pieces).startswith(b":")
+        http.post("/v1/objects/Counter/a/increment")
+        assert b"event: change" in next(pieces)
+        daemon.signal()
+        rest = b"".join(pieces)
+
+    assert b"event: closed" in rest
+    assert b'"draining"' in rest
+    assert daemon.wait()[0] == 0
+
+
 def test_a_terminal_s_interrupt_reaches_all_processes_and_still_drains(
     start_daemon: Start,
 ) -> None:
