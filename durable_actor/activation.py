@@ -106,6 +106,7 @@ class Activation:
         "_input",
         "_instance",
         "_is_draining",
+        "_is_resting",
         "_kept",
         "_line",
         "_output",
@@ -152,6 +153,7 @@ class Activation:
         self._running: dict[int, tuple[Delivery, Envelope]] | None = None
         # Invariant: who has a drainer is draining.
         self._is_draining = False  # a drain is planned, or under way
+        self._is_resting = False
         self._drainer: asyncio.Task[None] | None = None  # the task it runs in
         self._tasks: set[asyncio.Task[Any]] | None = None
         self._background: set[asyncio.Future[Any]] | None = None
@@ -294,6 +296,12 @@ class Activation:
         """Ask the object to let go of what keeps it in memory."""
         if self.lifecycle is Lifecycle.RUNNING and self._instance is not None:
             self._instance._on_release(is_draining=is_draining)  # noqa: SLF001  # our hook
+
+    def rest(self) -> None:
+        """Let no event in until everything that was written is folded."""
+        if not self._is_resting and self.lifecycle is Lifecycle.RUNNING:
+            self._is_resting = True
+            self._spawn(self._rest(), "rest")
 
     def evict(self) -> None:
         """Let go of the object; the next event activates it again."""
@@ -590,6 +598,20 @@ class Activation:
             )
             raise StorageError("open", detail)
         return Overlay(self._host.committer, self.id, self.info.name, loaded)
+
+    async def _rest(self) -> None:
+        self.hold_input()
+        try:
+            ticket = -1
+            while ticket < self.ticket:  # the event under way may go on writing
+                ticket = self.end_turn()
+                await self.wait_durable(ticket)
+                await self._host.committer.fold()
+        except StorageError:
+            pass  # whoever rests on what was not written hears of it
+        finally:
+            self._is_resting = False
+            self.release_input()
 
     async def _store_name(self) -> None:
         """Bring the name into the directory, if the object is there without it."""

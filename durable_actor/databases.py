@@ -7,6 +7,7 @@ the object's seal; see `storage.sql`.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from durable_actor.clock import Clock
@@ -35,6 +36,9 @@ from durable_actor.storage.sql.wal import WalPosition
 
 # A repair reads the WAL and checks it, on the event loop: about 10 ms for this much.
 _CHECKPOINT_BYTES = 1024 * 1024
+# What always writes is never idle, so its WAL would grow without end. A pause costs about
+# as long as it takes to write this much.
+_REST_BYTES = 8 * 1024 * 1024
 
 log = get_logger("durable_actor.storage")
 
@@ -50,10 +54,26 @@ class Databases:
         self._committer: Committer
         self._driver: ShardDriver
         self._clock: Clock
+        self._rest: Callable[[bytes], None]
 
-    def start(self, committer: Committer, driver: ShardDriver, clock: Clock) -> None:
-        """Begin to work with an open shard."""
+    def start(
+        self,
+        committer: Committer,
+        driver: ShardDriver,
+        clock: Clock,
+        *,
+        rest: Callable[[bytes], None] = lambda _: None,
+    ) -> None:
+        """Begin to work with an open shard.
+
+        Args:
+            committer: The shard's.
+            driver: The shard.
+            clock: The host's.
+            rest: Asks an object to pause until everything it wrote is folded.
+        """
         self._committer, self._driver, self._clock = committer, driver, clock
+        self._rest = rest
 
     async def overlay(
         self, object_id: ObjectId, object_class: str, loaded: Loaded
@@ -117,7 +137,11 @@ class Databases:
 
     def folded(self, raw_id: bytes, position: WalPosition) -> None:
         """Note that an object's pages are where they belong, up to a position."""
-        self._files.settled(raw_id, position, checkpoint_bytes=_CHECKPOINT_BYTES)
+        left_bytes = self._files.settled(
+            raw_id, position, checkpoint_bytes=_CHECKPOINT_BYTES
+        )
+        if left_bytes > _REST_BYTES:
+            self._rest(raw_id)
 
     async def deleted(self, raw_id: bytes) -> None:
         """Remove the files of an object whose deletion is durable."""

@@ -222,7 +222,9 @@ class Host:
             log_bytes_max=storage.log_bytes_max,
             group_rows_max=storage.group_rows_max,
         )
-        self.databases.start(self.committer, self.driver, self.clock)
+        self.databases.start(
+            self.committer, self.driver, self.clock, rest=self._residents.rest
+        )
         self._loop = asyncio.get_running_loop()
         self._is_open = True
         try:

@@ -88,6 +88,12 @@ class Residents:
         del self._by_id[activation.id.raw]
         self._host.sockets.let_go(activation.id)
 
+    def rest(self, raw_id: bytes) -> None:
+        """Let an object pause until everything it wrote is folded."""
+        activation = self._by_id.get(raw_id)
+        if activation is not None:
+            activation.rest()
+
     def last_ticket(self, object_id: ObjectId) -> int:
         """Return what has to be settled before the object is read from the disk."""
         return self._last_tickets.get(object_id.raw, 0)

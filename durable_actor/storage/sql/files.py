@@ -91,15 +91,26 @@ class SqlFiles:
 
     def settled(
         self, raw_id: bytes, position: WalPosition, *, checkpoint_bytes: int
-    ) -> None:
+    ) -> int:
         """Note that an object's pages are durable and folded, up to a position.
 
         If it is idle and its WAL is larger than `checkpoint_bytes`, checkpoint it.
+
+        Returns:
+            How many bytes of WAL could not be copied, because it is not idle.
         """
         file = self._open.get(database_path(self.directory, raw_id))
-        if file is not None:
-            file.settled(position)
-            file.checkpoint_beyond(checkpoint_bytes)
+        if file is None:
+            return 0
+        file.settled(position)
+        try:
+            is_copied = file.checkpoint_beyond(checkpoint_bytes)
+        except StorageError as error:
+            # Everything is in the WAL still. Its owner hears of it, if it matters.
+            log.warning("sql.not_checkpointed", file=file.path.name, error=str(error))
+            return 0
+        database = file.opened
+        return 0 if is_copied or database is None else database.wal_bytes
 
     def close_idle(self) -> None:
         """Close all that are idle, for the end of the host, after the last fold."""
