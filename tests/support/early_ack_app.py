@@ -8,9 +8,9 @@ kill loop that finds nothing wrong with this would find nothing at all.
 from __future__ import annotations
 
 from durable_actor.storage.committer import Committer, Settled
-from tests.support.kill_loop_app import Counter, Workflows
+from tests.support.kill_loop_app import Counter, SqlCounter, Workflows
 
-__all__ = ["Counter", "Workflows"]
+__all__ = ["Counter", "SqlCounter", "Workflows"]
 
 
 def _at_once(self: Committer, ticket: int, settled: Settled) -> None:

@@ -40,9 +40,9 @@ class RefusedError(LostError):
 class Link(Protocol):
     """Requests to one life of the process."""
 
-    async def increment(self, name: str, key: str) -> int: ...
+    async def increment(self, cls: str, name: str, key: str) -> int: ...
 
-    async def value(self, name: str) -> int: ...
+    async def value(self, cls: str, name: str) -> int: ...
 
     async def start(self, run: str) -> None: ...
 
@@ -195,12 +195,12 @@ class HttpLink:
         head = f"Host: {address.netloc}\r\nAuthorization: Bearer {token}\r\n"
         return cls(reader, writer, head)
 
-    async def increment(self, name: str, key: str) -> int:
-        path = f"/v1/objects/Counter/{name}/increment"
+    async def increment(self, cls: str, name: str, key: str) -> int:
+        path = f"/v1/objects/{cls}/{name}/increment"
         return int((await self._ask("POST", path, {}, key=key))["result"])
 
-    async def value(self, name: str) -> int:
-        path = f"/v1/objects/Counter/{name}/value"
+    async def value(self, cls: str, name: str) -> int:
+        path = f"/v1/objects/{cls}/{name}/value"
         return int((await self._ask("POST", path, {}))["result"])
 
     async def start(self, run: str) -> None:
@@ -268,11 +268,11 @@ class LineLink:
         self._is_over = False
         self._reading = asyncio.create_task(self._read(), name="lines")
 
-    async def increment(self, name: str, key: str) -> int:
-        return int(await self._ask(op="increment", name=name, key=key))
+    async def increment(self, cls: str, name: str, key: str) -> int:
+        return int(await self._ask(op="increment", cls=cls, name=name, key=key))
 
-    async def value(self, name: str) -> int:
-        return int(await self._ask(op="value", name=name))
+    async def value(self, cls: str, name: str) -> int:
+        return int(await self._ask(op="value", cls=cls, name=name))
 
     async def start(self, run: str) -> None:
         await self._ask(op="start", run=run)

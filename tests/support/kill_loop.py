@@ -16,6 +16,8 @@ What the clients know, and what the process has to agree with:
     retried   The same identity is sent until an answer comes. Every answer is the one
               before plus one: nothing lost, nothing done twice (G6).
     repeated  A few identities, sent again and again. Each always gets its first answer.
+    sql       Plain and retried counters exist twice: with a key, and with a row for
+              each increment (`SqlCounter`). Rows, a key and the alarm have to agree.
     runs      Every run whose start was acknowledged is there, and completes. Its output
               is what its steps have posted to the ledger, and no step posted again
               after the try that was recorded (G5).
@@ -68,6 +70,7 @@ class Report:
     refused: int = 0  # answers that were no success
     lost: int = 0  # acknowledged increments that are gone
     doubled: int = 0  # increments that nobody asked for
+    torn: int = 0  # rows, keys and alarm of an object with SQL that do not agree
     replies_changed: int = 0  # answers to a repeated identity that were not the first
     runs_started: int = 0
     runs_lost: int = 0  # acknowledged, and gone
@@ -87,6 +90,7 @@ class Report:
         return not (
             self.lost
             or self.doubled
+            or self.torn
             or self.replies_changed
             or self.runs_lost
             or self.runs_unfinished
@@ -103,15 +107,16 @@ class Report:
 class PlainCounter:
     """A counter whose calls are given up when no answer comes."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, cls: str = "Counter") -> None:
         self.name = name
+        self._cls = cls
         self._sent = 0
         self._highest = 0  # that an answer has told
 
     async def verify(self, link: Link, report: Report) -> None:
         """Compare the value after a restart with what is known."""
         at_least = self._highest
-        value = await link.value(self.name)
+        value = await link.value(self._cls, self.name)
         self._check(value, at_least, report)
 
     async def load(self, link: Link, report: Report) -> None:
@@ -119,7 +124,8 @@ class PlainCounter:
         while True:
             at_least = self._highest + 1
             self._sent += 1
-            value = await link.increment(self.name, f"{self.name}-{self._sent}")
+            key = f"{self.name}-{self._sent}"
+            value = await link.increment(self._cls, self.name, key)
             report.acknowledged += 1
             self._check(value, at_least, report)
 
@@ -138,15 +144,17 @@ class PlainCounter:
 class RetriedCounter:
     """A counter whose calls are sent until an answer comes, with one identity each."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, cls: str = "Counter") -> None:
         self.name = name
+        self._cls = cls
         self._answered = 0  # calls
         self._value = 0  # of the last answer
 
     async def load(self, link: Link, report: Report) -> None:
         """Increment until the process dies; begin with the call without an answer."""
         while True:
-            value = await link.increment(self.name, f"{self.name}-{self._answered}")
+            key = f"{self.name}-{self._answered}"
+            value = await link.increment(self._cls, self.name, key)
             self._answered += 1
             report.acknowledged += 1
             wanted = self._value + 1
@@ -172,7 +180,7 @@ class RepeatedCounter:
         while True:
             name = f"{self.name}-{self._generation}"
             key = f"{name}-{self._source.randrange(REPEATED_KEYS)}"
-            value = await link.increment(name, key)
+            value = await link.increment("Counter", name, key)
             report.acknowledged += 1
             first = self._answers.setdefault(key, value)
             if value != first or value > REPEATED_KEYS:
@@ -272,11 +280,19 @@ class KillLoop:
         self.report = Report()
         self._setup = setup
         self._source = random.Random(seed)
-        self._plain = [PlainCounter(f"plain-{n}") for n in range(PLAIN_COUNTERS)]
+        self._plain = [
+            PlainCounter(f"plain-{cls}-{n}", cls)
+            for cls in ("Counter", "SqlCounter")
+            for n in range(PLAIN_COUNTERS)
+        ]
         self._runs = Runs(self._source)
         self._clients: list[Client] = [
             *self._plain * PLAIN_CLIENTS_EACH,
-            *(RetriedCounter(f"retried-{n}") for n in range(RETRIED_COUNTERS)),
+            *(
+                RetriedCounter(f"retried-{cls}-{n}", cls)
+                for cls in ("Counter", "SqlCounter")
+                for n in range(RETRIED_COUNTERS)
+            ),
             RepeatedCounter("repeated", self._source),
             self._runs,
         ]
@@ -322,7 +338,8 @@ class KillLoop:
         try:
             await self._verify(await life.connect())
             links = [await life.connect() for _ in self._clients]
-        except LostError:
+        except LostError as error:
+            self._note_torn(error)
             return  # killed before anything was sent
         await asyncio.gather(*map(self._work, self._clients, links))
 
@@ -336,9 +353,15 @@ class KillLoop:
             await client.load(link, self.report)
         except RefusedError as error:
             self.report.refused += 1
+            self._note_torn(error)
             self.report.tell(f"refused: {error}")
         except LostError:
             self.report.unknown += 1
+
+    def _note_torn(self, error: LostError) -> None:
+        if "is torn" in str(error):
+            self.report.torn += 1
+            self.report.tell(str(error))
 
 
 async def kill_loop(setup: Setup, *, kills: int, seed: int) -> Report:

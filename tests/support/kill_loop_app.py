@@ -12,6 +12,7 @@ import os
 import random
 import secrets
 from dataclasses import dataclass
+from typing import Any
 
 from durable_actor import DurableObject
 from workflows import Recovery, Step, create_durable_workflows, workflow
@@ -19,6 +20,7 @@ from workflows import Recovery, Step, create_durable_workflows, workflow
 LEDGER_VARIABLE = "KILL_LOOP_LEDGER"
 STEPS = 4
 _STEP_SECONDS_MAX = 0.015
+_FAR_MS = 10_000_000_000_000  # long after the last kill
 
 
 class Counter(DurableObject):
@@ -32,6 +34,62 @@ class Counter(DurableObject):
     async def value(self) -> int:
         value: int = await self.ctx.storage.get("value", 0)
         return value
+
+
+class SqlCounter(DurableObject, storage="sqlite"):
+    """Counts rows; a key, a second table and the alarm have to agree with them."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        sql = self.ctx.storage.sql
+        sql.exec("CREATE TABLE IF NOT EXISTS entry (n INTEGER PRIMARY KEY, data BLOB)")
+        sql.exec("CREATE TABLE IF NOT EXISTS total (n INTEGER)")
+
+    async def increment(self) -> int:
+        """Insert a row and return how many there are.
+
+        Raises:
+            ValueError: What the object holds is not of one turn.
+        """
+        before = await self.value()
+        sql = self.ctx.storage.sql
+        sql.exec("INSERT INTO entry VALUES (?, randomblob(200))", before + 1)
+        sql.exec("DELETE FROM total")
+        sql.exec("INSERT INTO total VALUES (?)", before + 1)
+        self.ctx.storage.put("value", before + 1)
+        self.ctx.storage.set_alarm(_FAR_MS + before + 1)
+        return before + 1
+
+    async def value(self) -> int:
+        """Return how many rows there are.
+
+        Raises:
+            ValueError: What the object holds is not of one turn.
+        """
+        sql = self.ctx.storage.sql
+        rows = sql.exec(
+            "SELECT count(*) AS count, ifnull(max(n), 0) AS last,"
+            " (SELECT ifnull(sum(n), 0) FROM total) AS total FROM entry"
+        ).one()
+        alarm = await self.ctx.storage.get_alarm()
+        told = {
+            *rows.values(),
+            await self.ctx.storage.get("value", 0),
+            0 if alarm is None else alarm - _FAR_MS,
+        }
+        if len(told) > 1:
+            message = f"{self.ctx.id!r} is torn: {rows}, {told}"
+            raise ValueError(message)
+        return int(rows["count"] or 0)
+
+    async def alarm(self) -> None:
+        """Never due."""
+
+
+COUNTERS: dict[str, type[Counter | SqlCounter]] = {
+    "Counter": Counter,
+    "SqlCounter": SqlCounter,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

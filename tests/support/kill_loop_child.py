@@ -22,7 +22,12 @@ from typing import Any
 import structlog
 
 from durable_actor import Host
-from tests.support.kill_loop_app import Counter, Note, WorkflowClient, Workflows
+from tests.support.kill_loop_app import (
+    COUNTERS,
+    Note,
+    WorkflowClient,
+    Workflows,
+)
 from workflows import Completed, RunNotFoundError
 
 
@@ -30,18 +35,18 @@ class Child:
     """Answers requests over a host."""
 
     def __init__(self, host: Host) -> None:
-        self._counters = host.namespace(Counter)
+        self._counters = {name: host.namespace(COUNTERS[name]) for name in COUNTERS}
         self._runs = WorkflowClient.from_binding(host.namespace(Workflows))
 
     async def answer(self, request: Mapping[str, Any]) -> object:
         match request["op"]:
             case "increment":
-                stub = self._counters.get_by_name(
-                    request["name"], request_id=request["key"]
-                )
+                counters = self._counters[request["cls"]]
+                stub = counters.get_by_name(request["name"], request_id=request["key"])
                 return await stub.increment()
             case "value":
-                return await self._counters.get_by_name(request["name"]).value()
+                counters = self._counters[request["cls"]]
+                return await counters.get_by_name(request["name"]).value()
             case "start":
                 run = request["run"]
                 await self._runs.run_async("note", Note(run=run), id=run)
