@@ -85,6 +85,7 @@ T = TypeVar("T")
 _E = TypeVar("_E", bound=ObjectError)
 
 _CHAIN_MAX = 500  # calls within calls: deeper is a recursion that does not end
+_RESTS_MAX = 3  # folds in a row, for an event that does not stop writing
 _ENDS_THE_PROGRAM = (SystemExit, KeyboardInterrupt, GeneratorExit)
 
 log = get_logger("durable_actor.objects")
@@ -602,11 +603,12 @@ class Activation:
     async def _rest(self) -> None:
         self.hold_input()
         try:
-            ticket = -1
-            while ticket < self.ticket:  # the event under way may go on writing
+            for _ in range(_RESTS_MAX):
                 ticket = self.end_turn()
                 await self.wait_durable(ticket)
                 await self._host.committer.fold()
+                if ticket == self.ticket:
+                    break  # else the event under way went on writing
         except StorageError:
             pass  # whoever rests on what was not written hears of it
         finally:

@@ -36,8 +36,8 @@ from durable_actor.storage.sql.wal import WalPosition
 
 # A repair reads the WAL and checks it, on the event loop: about 10 ms for this much.
 _CHECKPOINT_BYTES = 1024 * 1024
-# What always writes is never idle, so its WAL would grow without end. A pause costs about
-# as long as it takes to write this much.
+# What always writes is never idle, and its WAL would grow without end. Beyond this it
+# has to pause for a fold, which takes some tens of milliseconds.
 _REST_BYTES = 8 * 1024 * 1024
 
 log = get_logger("durable_actor.storage")

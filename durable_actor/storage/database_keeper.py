@@ -10,11 +10,12 @@ All of it blocks, and is for a thread. One call at a time.
 
 from __future__ import annotations
 
+import errno
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-from durable_actor.errors import StorageFailedError
+from durable_actor.errors import StorageFailedError, StorageFullError
 from durable_actor.storage.batch import DatabaseTurn
 from durable_actor.storage.sql.files import database_path
 from durable_actor.storage.sql.history import (
@@ -49,7 +50,8 @@ class Keeper:
         """Bring what the log holds into the WAL, before anything is open.
 
         Raises:
-            StorageFailedError: An error of the disk.
+            StorageFullError: The disk is full.
+            StorageFailedError: Any other error of the disk.
         """
         segments = [turn.segment for turn in turns if turn.segment is not None]
         try:
@@ -66,7 +68,8 @@ class Keeper:
 
         Raises:
             CorruptionError: A turn does not follow the one before.
-            StorageFailedError: An error of the disk.
+            StorageFullError: The disk is full; may be repeated when there is space.
+            StorageFailedError: Any other error of the disk.
         """
         try:
             sync(self._path(raw_id))
@@ -141,5 +144,7 @@ def delete_files(directory: Path, raw_id: bytes) -> None:
         path.with_suffix(suffix).unlink(missing_ok=True)
 
 
-def _failed(operation: str, error: OSError) -> StorageFailedError:
+def _failed(operation: str, error: OSError) -> StorageFullError | StorageFailedError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFullError(operation, "the disk is full; free some space")
     return StorageFailedError(operation, f"{error.filename}: {error.strerror}")

@@ -27,6 +27,7 @@ Does not know about seals, logs, gates or user classes.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import math
 import secrets
@@ -180,6 +181,9 @@ class Database:
             if not path.exists():
                 create_database(path)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                detail = "the disk is full; free some space"
+                raise StorageFullError("open", detail) from error
             raise StorageFailedError("open", f"{path}: {error.strerror}") from error
         link = Link(path, position)
         database = cls(path, link, position, limits)
