@@ -10,12 +10,18 @@ All of it blocks, and is for a thread. One call at a time.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-from durable_actor.errors import StorageFailedError, StorageFullError
+from durable_actor.errors import (
+    CorruptionError,
+    StorageFailedError,
+    StorageFullError,
+)
+from durable_actor.log import get_logger
 from durable_actor.storage.batch import DatabaseTurn
 from durable_actor.storage.sql.files import database_path
 from durable_actor.storage.sql.history import (
@@ -23,7 +29,9 @@ from durable_actor.storage.sql.history import (
     RETAINED_MS_MAX,
     History,
 )
-from durable_actor.storage.sql.wal import delete_database, replay, sync
+from durable_actor.storage.sql.wal import delete_database, replay, sync, wal_path
+
+log = get_logger("durable_actor.storage")
 
 _HISTORIES_MAX = 256  # whose records are remembered
 _DAY_MS = 24 * 3_600_000
@@ -66,8 +74,10 @@ class Keeper:
             raw_id: The object's id.
             turns: With their tickets, in order.
 
+        A damaged history is reported and left alone: only its object asks for it, and
+        the pages are where they belong.
+
         Raises:
-            CorruptionError: A turn does not follow the one before.
             StorageFullError: The disk is full; may be repeated when there is space.
             StorageFailedError: Any other error of the disk.
         """
@@ -79,8 +89,18 @@ class Keeper:
                     history.append(turn.segment, seq=ticket, at_ms=turn.at_ms)
             history.sync()
             self._trim(raw_id, history, now_ms=turns[-1][1].at_ms)
+        except CorruptionError as error:
+            log.error("database.history_damaged", id=raw_id.hex(), error=str(error))  # noqa: TRY400  # no fault of ours
         except OSError as error:
             raise _failed("fold", error) from error
+
+    def size_bytes(self, raw_id: bytes) -> int:
+        """Return how much room an object's database takes, without its history."""
+        path, size = self._path(raw_id), 0
+        for one in (path, wal_path(path)):
+            with contextlib.suppress(FileNotFoundError):
+                size += one.stat().st_size
+        return size
 
     def bookmark(self, raw_id: bytes, at_ms: int | None) -> str:
         """Return the bookmark of now, or of a time in epoch milliseconds.

@@ -607,14 +607,18 @@ class Shard:
             "SELECT num, id, class, name, created_at_ms, used_at_ms, attributes,"
             " (SELECT ifnull(sum(length(CAST(key AS BLOB)) + length(value)), 0)"
             " FROM kv WHERE kv.object = num),"
-            " (SELECT due_at_ms FROM alarm WHERE alarm.object = num)"
+            " (SELECT due_at_ms FROM alarm WHERE alarm.object = num),"
+            " EXISTS (SELECT 1 FROM database WHERE database.object = num)"
             f" FROM object o WHERE {' AND '.join(conditions)}"
             " ORDER BY class, ifnull(name, ''), id LIMIT ?",
             [*parameters, query.limit],
         )
         return [
             DirectoryEntry(
-                num=row[0], row=_row(row[1:7]), size_bytes=row[7], alarm_at_ms=row[8]
+                num=row[0],
+                row=_row(row[1:7]),
+                size_bytes=row[7] + (self._keeper.size_bytes(row[1]) if row[9] else 0),
+                alarm_at_ms=row[8],
             )
             for row in rows
         ]

@@ -17,6 +17,7 @@ import pytest
 
 from durable_actor import (
     Config,
+    CorruptionError,
     DurableActorError,
     DurableObject,
     EventSink,
@@ -30,10 +31,12 @@ from durable_actor import (
 from durable_actor.config import SqlConfig, StorageConfig
 from durable_actor.errors import SqlError
 from durable_actor.ids import ObjectId
+from durable_actor.storage import committer
 from durable_actor.storage.database_keeper import Keeper
 from durable_actor.storage.sql.cursor import SqlCursor
 from durable_actor.storage.sql.database import Database
 from durable_actor.storage.sql.files import SqlFile, database_path
+from durable_actor.storage.sql.wal import wal_path
 from durable_actor.storage.store import DriverKind
 from durable_actor.testing import TestHost, open_test_host
 from tests.support.drivers import PausableDriver, take_over
@@ -1281,3 +1284,58 @@ async def test_a_crash_while_going_back_loses_nothing_that_comes_after() -> None
         await ledger(test).restore(mark)
         await test.restart()
         assert await ledger(test).rows() == ["one", "three", "four"]
+
+
+# -- damage ------------------------------------------------------------------
+
+
+NAMES = ("hurt", "well")
+
+
+@pytest.mark.parametrize("driver", ["thread", "process"])
+async def test_a_wal_that_was_cut_short_is_the_trouble_of_its_object_alone(
+    driver: DriverKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(committer, "_IDLE_FOLD_SECONDS", 1_000)  # only when told to
+    async with open_test_host(driver=driver) as test:
+        await asyncio.gather(*(ledger(test, name).add("one") for name in NAMES))
+        await test.host.committer.fold()
+        await asyncio.gather(*(ledger(test, name).add("two") for name in NAMES))
+        wal = wal_path(path_of(test, ledger(test, "hurt")))
+        await test.crash()
+        os.truncate(wal, 5_000)
+        await test.start()
+
+        assert await ledger(test, "well").rows() == ["one", "two"]
+        with pytest.raises(CorruptionError, match=wal.name):
+            await ledger(test, "hurt").rows()
+        await ledger(test, "well").add("three")
+        await test.host.committer.fold()
+        await test.restart()
+        assert await ledger(test, "well").rows() == ["one", "two", "three"]
+        with pytest.raises(CorruptionError, match=wal.name):
+            await ledger(test, "hurt").rows()
+
+
+async def test_without_its_history_an_object_only_cannot_go_back() -> None:
+    async with open_test_host() as test:
+        await ledger(test).add("one")
+        await test.host.committer.fold()
+        await ledger(test).add("two")
+        history = path_of(test, ledger(test)).with_suffix(".redo")
+        await test.crash()
+        history.write_bytes(b"not what was written")
+        await test.start()
+
+        assert await ledger(test).rows() == ["one", "two"]
+        await ledger(test).add("three")
+        await test.host.committer.fold()
+        await test.restart()
+        assert await ledger(test).rows() == ["one", "two", "three"]
+
+
+async def test_the_directory_knows_the_size_of_a_database() -> None:
+    async with open_test_host() as test:
+        await ledger(test).add("x" * 10_000)
+        page = await test.host.list_objects("Ledger")
+        assert 10_000 < page.objects[0].size_bytes < 100_000
