@@ -22,6 +22,7 @@ from durable_actor.errors import (
 from durable_actor.storage.sql.database import Database
 from durable_actor.storage.sql.statements import SqlLimits
 from durable_actor.storage.sql.wal import create_database, wal_path
+from tests.support.descriptors import open_descriptors
 
 KEYS = {f"k{i:03}": bytes([i]) * 50 for i in range(200)}
 
@@ -394,7 +395,6 @@ def test_a_database_that_is_dropped_is_abandoned(path: Path) -> None:
         cursor.next()
         db.circle = cursor  # type: ignore[attr-defined]  # only the collector ends it
 
-    before = len(list(Path("/proc/self/fd").iterdir()))
     create_database(path)
     empty = path.read_bytes()
     use()
@@ -402,7 +402,7 @@ def test_a_database_that_is_dropped_is_abandoned(path: Path) -> None:
 
     assert path.read_bytes() == empty
     assert wal_path(path).exists()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert open_descriptors(path.parent) == 0
 
 
 def test_a_database_that_cannot_be_moved_aside_stays_open_for_good(
@@ -432,6 +432,7 @@ PROGRAM = """
 import os, sys
 from pathlib import Path
 from durable_actor.storage.sql.database import Database
+from tests.support.descriptors import open_descriptors
 
 db = Database.open(Path(sys.argv[1]), None)
 db.exec("CREATE TABLE t (x)")

@@ -9,10 +9,7 @@ import pytest
 from durable_actor.errors import SqlError, StorageError
 from durable_actor.storage.sql.files import SqlFile, SqlFiles, database_path
 from durable_actor.storage.sql.wal import WalPosition, wal_path
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+from tests.support.descriptors import open_descriptors
 
 
 def raw_id(number: int) -> bytes:
@@ -158,11 +155,12 @@ def test_releasing_what_is_not_idle_ends_it_for_its_activation(
     assert again.database.load().keys == {"a": b"1"}
 
 
-def test_an_open_database_takes_three_descriptors(files: SqlFiles) -> None:
-    before = open_descriptors()
+def test_an_open_database_takes_three_descriptors(
+    files: SqlFiles, tmp_path: Path
+) -> None:
     file = files.file(raw_id(1), None)
     write(file, b"1")
 
-    assert open_descriptors() == before + 3
+    assert open_descriptors(tmp_path) == 3
     file.abandon()
-    assert open_descriptors() == before
+    assert open_descriptors(tmp_path) == 0
