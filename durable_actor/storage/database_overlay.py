@@ -81,9 +81,10 @@ class DatabaseOverlay(Overlay):
 
     def delete_all(self) -> None:
         """Delete every key, table and view, and the alarm."""
+        if not self._undo:  # refused below
+            self.database.clear()  # may fail, and then nothing has changed
         super().delete_all()
         self._unwritten = {}
-        self.database.clear()
 
     def scan(
         self, start: str, end: str | None, limit: int | None, *, reverse: bool

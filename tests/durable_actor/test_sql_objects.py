@@ -1054,6 +1054,23 @@ async def test_delete_all_leaves_no_table_and_no_key() -> None:
         assert await page.tables() == 2  # of keys
 
 
+async def test_delete_all_that_the_database_refuses_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: Database) -> None:
+        raise SqlError("sql", "the test says no")
+
+    async with open_test_host() as test:
+        await ledger(test).add("one")
+        with monkeypatch.context() as patch:
+            patch.setattr(Database, "clear", refuse)
+            with pytest.raises(SqlError, match="says no"):
+                await ledger(test).forget_everything()
+        assert await ledger(test).texts() == ["one"]
+        await test.restart()
+        assert await ledger(test).texts() == ["one"]
+
+
 # -- a full disk --------------------------------------------------------------
 
 
