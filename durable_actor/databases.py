@@ -34,7 +34,7 @@ from durable_actor.storage.sql.files import SqlFiles
 from durable_actor.storage.sql.statements import SqlLimits
 from durable_actor.storage.sql.wal import WalPosition
 
-# A repair reads the WAL and checks it, on the event loop: about 10 ms for this much.
+# A repair reads the WAL and checks it, on the event loop: a millisecond for this much.
 _CHECKPOINT_BYTES = 1024 * 1024
 # What always writes is never idle, and its WAL would grow without end. Beyond this it
 # has to pause for a fold, which takes some tens of milliseconds.

@@ -300,17 +300,20 @@ def _database_chunks(merged: Merged, nums: Sequence[int]) -> Iterator[list[State
     ]
     for rows in _parts(changed):
         sql = (
-            "INSERT INTO database (object, generation, wal_end, restore) VALUES"
-            f" {_tuples(4, len(rows))} ON CONFLICT (object) DO UPDATE SET"
+            "INSERT INTO database (object, generation, wal_end, wal_crc, restore)"
+            f" VALUES {_tuples(5, len(rows))} ON CONFLICT (object) DO UPDATE SET"
             " generation = ifnull(excluded.generation, generation),"
             " wal_end = ifnull(excluded.wal_end, wal_end),"
+            " wal_crc = ifnull(excluded.wal_crc, wal_crc),"
             " restore = ifnull(excluded.restore, restore)"
         )
         values: list[Parameter] = []
         for num, change in rows:
-            position = change.position
             values.append(num)
-            values += (position.generation, position.end) if position else (None, None)
+            if (position := change.position) is None:
+                values += (None, None, None)
+            else:
+                values += (position.generation, position.end, position.crc)
             values.append(change.restore)
         yield [(sql, values)]
 

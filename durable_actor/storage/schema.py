@@ -65,6 +65,7 @@ CREATE = (
         object INTEGER PRIMARY KEY,
         generation BLOB,
         wal_end INTEGER,
+        wal_crc INTEGER,
         restore TEXT
     ) STRICT""",
     "CREATE INDEX IF NOT EXISTS reply_by_expiry ON reply (expires_at_ms)",

@@ -492,7 +492,7 @@ class Shard:
         heads = await self._all(
             "SELECT o.num, o.id, o.class, o.name, o.created_at_ms, o.used_at_ms,"
             " o.attributes, a.due_at_ms, a.scheduled_at_ms, a.retries, a.counted,"
-            " d.generation, d.wal_end, d.restore"
+            " d.generation, d.wal_end, d.wal_crc, d.restore"
             " FROM object o LEFT JOIN alarm a ON a.object = o.num"
             " LEFT JOIN database d ON d.object = o.num"
             f" WHERE o.id IN ({marks})",
@@ -701,8 +701,8 @@ def _loaded(head: Any, found: _Hydrating) -> Loaded:
         alarm=alarm,
         complete=complete,
         keys=keys,
-        position=None if head[11] is None else WalPosition(head[11], head[12]),
-        restore=head[13] or "",
+        position=None if head[11] is None else WalPosition(*head[11:14]),
+        restore=head[14] or "",
     )
 
 

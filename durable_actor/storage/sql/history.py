@@ -139,8 +139,10 @@ class History:
         """
         if seq <= self.last_seq:
             return False
-        if segment.offset and WalPosition(segment.generation, segment.offset) != (
-            self._position
+        before = self._position
+        if segment.offset and (segment.generation, segment.offset) != (
+            before.generation,
+            before.end,
         ):
             message = f"{self._redo}: the commit before {seq} is missing"
             raise CorruptionError(message)
