@@ -46,7 +46,15 @@ log = get_logger("durable_actor.storage")
 class Databases:
     """All databases of one data directory."""
 
-    def __init__(self, directory: Path, *, open_max: int, limits: SqlLimits) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        open_max: int,
+        limits: SqlLimits,
+        list_bytes_max: int,
+    ) -> None:
+        self._list_bytes_max = list_bytes_max
         # Absolute, whatever the working directory becomes: a database that is not found
         # could not be moved aside when it has to be abandoned.
         self._directory = directory.absolute()
@@ -120,7 +128,12 @@ class Databases:
             position=loaded.position,
         )
         overlay = DatabaseOverlay(
-            self._committer, object_id, object_class, stored, file
+            self._committer,
+            object_id,
+            object_class,
+            stored,
+            file,
+            list_bytes_max=self._list_bytes_max,
         )
         if loaded.restore:
             overlay.restore_at_next_start("")  # done

@@ -170,6 +170,7 @@ class Host:
                 database_bytes_max=sql.database_bytes_max,
                 statement_ms_max=sql.statement_ms_max,
             ),
+            list_bytes_max=self._config.storage.list_bytes_max,
         )
         self.sockets = Sockets(self, _bounds_of(self._config))
         self._streams: set[asyncio.Future[None]] = set()  # bodies of callers outside

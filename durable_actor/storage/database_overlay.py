@@ -19,16 +19,22 @@ from durable_actor.errors import ObjectResetError
 from durable_actor.ids import ObjectId
 from durable_actor.storage.batch import DatabaseTurn
 from durable_actor.storage.committer import Committer
-from durable_actor.storage.overlay import PARTIAL_CACHE_BYTES_MAX, Overlay
-from durable_actor.storage.ports import Loaded
+from durable_actor.storage.overlay import (
+    PARTIAL_CACHE_BYTES_MAX,
+    Overlay,
+    list_too_large,
+)
+from durable_actor.storage.ports import ENTRY_BYTES, Loaded
 from durable_actor.storage.sql.database import Database
 from durable_actor.storage.sql.files import SqlFile
+
+_PAGE_KEYS = 100  # read at once, of values that may be large
 
 
 class DatabaseOverlay(Overlay):
     """An overlay over the key-value table of the object's own database."""
 
-    __slots__ = ("_file", "_restore", "_unwritten")
+    __slots__ = ("_file", "_list_bytes_max", "_restore", "_unwritten")
 
     def __init__(
         self,
@@ -37,9 +43,12 @@ class DatabaseOverlay(Overlay):
         object_class: str,
         loaded: Loaded,
         file: SqlFile,
+        *,
+        list_bytes_max: int,
     ) -> None:
         super().__init__(committer, object_id, object_class, loaded)
         self._file = file
+        self._list_bytes_max = list_bytes_max
         # Invariant: what of the unsealed keys is not in the database's transaction yet.
         self._unwritten: dict[str, bytes | None] = {}
         self._restore: str | None = None
@@ -89,13 +98,31 @@ class DatabaseOverlay(Overlay):
     def scan(
         self, start: str, end: str | None, limit: int | None, *, reverse: bool
     ) -> dict[str, bytes]:
-        """Return a range with its values, in order; never None."""
-        found = super().scan(start, end, limit, reverse=reverse)
-        if found is not None:
-            return found
+        """Return a range with its values, in order; never None.
+
+        Raises:
+            StorageLimitError: More than fits in memory; nothing was changed.
+        """
+        known = super().scan(start, end, limit, reverse=reverse)
+        if known is not None:
+            return known
         database = self.database
         self._write_keys(database)
-        return dict(database.read_range(start, end, limit=limit, reverse=reverse))
+        found: dict[str, bytes] = {}
+        room_bytes = self._list_bytes_max
+        while True:
+            count = _PAGE_KEYS if limit is None else min(limit - len(found), _PAGE_KEYS)
+            rows = database.read_range(start, end, limit=count, reverse=reverse)
+            found.update(rows)
+            room_bytes -= sum(len(k) + len(v) + ENTRY_BYTES for k, v in rows)
+            if room_bytes < 0:
+                raise list_too_large(len(found), self._list_bytes_max)
+            if len(rows) < count or len(found) == limit:
+                return found
+            if reverse:
+                end = rows[-1][0]
+            else:
+                start = rows[-1][0] + "\x00"
 
     # -- turns and transactions ----------------------------------------------
 

@@ -36,7 +36,7 @@ from durable_actor.storage.kv import (
     check_value,
     key_range,
 )
-from durable_actor.storage.overlay import Overlay
+from durable_actor.storage.overlay import Overlay, list_too_large
 from durable_actor.storage.ports import ENTRY_BYTES
 from durable_actor.storage.ready import Ready
 from durable_actor.storage.sql.history import bookmark_at_ms, bookmark_seq
@@ -449,8 +449,7 @@ class KeyValueStorage:
                     room_bytes -= len(key) + len(value) + ENTRY_BYTES
                     answer[key] = decode(value)
                 if room_bytes < 0:
-                    detail = _too_large(len(answer), self._limits)
-                    raise StorageLimitError("list", detail)
+                    raise list_too_large(len(answer), self._limits.list_bytes_max)
         return answer
 
     def _existed(self, keys: Sequence[str], answer: Callable[[int], T]) -> Awaitable[T]:
@@ -754,13 +753,6 @@ def _decoded(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: decode(value) for key, value in values.items() if isinstance(value, bytes)
     }
-
-
-def _too_large(count: int, limits: KeyValueLimits) -> str:
-    return (
-        f"more than {limits.list_bytes_max} bytes after {count} keys; read it in pages,"
-        " with limit= and start_after= the last key of the page before"
-    )
 
 
 def _too_many(count: int, limits: KeyValueLimits) -> str:

@@ -30,7 +30,11 @@ from typing import Literal, TypeAlias
 from msgspec import UNSET, UnsetType
 
 from durable_actor.clock import Clock
-from durable_actor.errors import ObjectResetError, StorageError
+from durable_actor.errors import (
+    ObjectResetError,
+    StorageError,
+    StorageLimitError,
+)
 from durable_actor.ids import ObjectId
 from durable_actor.storage.batch import (
     AlarmRow,
@@ -546,6 +550,15 @@ class _Undo:
         self.unsealed: dict[str, _Before] = {}
         self.alarm: tuple[AlarmRow | None, bool, AlarmRow | None] | UnsetType = UNSET
         self.events = None if events is None else list(events)
+
+
+def list_too_large(count: int, bytes_max: int) -> StorageLimitError:
+    """Return the error for a range that does not fit in memory."""
+    detail = (
+        f"more than {bytes_max} bytes after {count} keys; read it in pages, with limit="
+        " and start_after= the last key of the page before"
+    )
+    return StorageLimitError("list", detail)
 
 
 async def settle(committer: Committer, ticket: int) -> None:

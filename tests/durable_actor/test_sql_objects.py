@@ -1356,3 +1356,27 @@ async def test_the_directory_knows_the_size_of_a_database() -> None:
         await ledger(test).add("x" * 10_000)
         page = await test.host.list_objects("Ledger")
         assert 10_000 < page.objects[0].size_bytes < 100_000
+
+
+async def test_a_list_of_a_database_is_bounded_and_comes_in_pages() -> None:
+    small = StorageConfig(list_bytes_max=200_000)
+    async with open_test_host(config=Config(storage=small)) as test:
+        many = test.host.namespace(Many).get_by_name("a")
+        await many.fill(1_500)
+        await test.restart()
+        many = test.host.namespace(Many).get_by_name("a")
+
+        with pytest.raises(StorageLimitError, match="start_after"):
+            await many.names()
+        assert await many.names(limit=250) == [f"k{n:04}" for n in range(250)]
+        last = [f"k{n:04}" for n in range(1_499, 1_249, -1)]
+        assert await many.names(limit=250, reverse=True) == last
+
+
+class Many(DurableObject, storage="sqlite"):
+    async def fill(self, count: int) -> None:
+        for number in range(count):
+            self.ctx.storage.put(f"k{number:04}", number)
+
+    async def names(self, **options: Any) -> list[str]:
+        return list(await self.ctx.storage.list(**options))
