@@ -377,7 +377,8 @@ async def test_closing_the_client_ends_its_watches(serving: Serving) -> None:
     async with connect(serving.url, token=serving.token) as client:
         changes = client.namespace(Cart).get_by_name("a").watch()
         await client.namespace(Cart).get_by_name("a").put(a=1)
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            await changes._news.wait()  # it has come, and nobody has read it yet
     assert (await anext(changes)).changed == {"a": 1}
     with pytest.raises(HostClosedError, match="client was closed"):
         await anext(changes)
