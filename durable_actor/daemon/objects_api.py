@@ -12,9 +12,10 @@ from durable_actor import codec
 from durable_actor.daemon import bodies, wire
 from durable_actor.daemon.addresses import BY, class_of, target_of
 from durable_actor.daemon.loader import Served, ServedClass
-from durable_actor.daemon.ports import ObjectEntry, ObjectHost
+from durable_actor.daemon.ports import ObjectHost
 from durable_actor.daemon.problems import ExactBodyError, HandlerError, refuse
 from durable_actor.daemon.routing import Incoming, Route, timeout_ms_of
+from durable_actor.directory import ObjectEntry
 from durable_actor.errors import BadArgumentsError, EncodeError
 from durable_actor.ids import ObjectId
 from durable_actor.rpc import CallOptions

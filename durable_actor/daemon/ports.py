@@ -10,92 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from durable_actor.directory import AlarmPage, ObjectPage, StoredPage
 from durable_actor.fetch import Request, Response
 from durable_actor.ids import ObjectId
 from durable_actor.rpc import CallOptions
 from durable_actor.storage.watches import Watch
 
 RUNS_HOOK = "__durable_runs__"
-
-
-class ObjectEntry(Protocol):
-    """One object in the host's directory."""
-
-    @property
-    def object_class(self) -> str: ...
-    @property
-    def name(self) -> str | None: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def created_at_ms(self) -> int: ...
-    @property
-    def used_at_ms(self) -> int: ...
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def alarm_at_ms(self) -> int | None: ...
-    @property
-    def attributes(self) -> Mapping[str, str]: ...
-
-
-class ObjectPage(Protocol):
-    """Some objects, and where the next ones begin."""
-
-    @property
-    def objects(self) -> Sequence[ObjectEntry]: ...
-    @property
-    def cursor(self) -> str | None: ...
-
-
-class AlarmEntry(Protocol):
-    """One alarm that is set."""
-
-    @property
-    def object_class(self) -> str: ...
-    @property
-    def name(self) -> str | None: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def due_at_ms(self) -> int: ...
-    @property
-    def scheduled_at_ms(self) -> int: ...
-    @property
-    def retries(self) -> int: ...
-
-
-class AlarmPage(Protocol):
-    """Some alarms, and where the next ones begin."""
-
-    @property
-    def alarms(self) -> Sequence[AlarmEntry]: ...
-    @property
-    def cursor(self) -> str | None: ...
-
-
-class StoredKey(Protocol):
-    """One key that an object has stored."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def value(self) -> Any: ...
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def unreadable(self) -> str | None: ...
-
-
-class StoredPage(Protocol):
-    """Some keys, and where the next ones begin."""
-
-    @property
-    def exists(self) -> bool: ...
-    @property
-    def keys(self) -> Sequence[StoredKey]: ...
-    @property
-    def cursor(self) -> str | None: ...
 
 
 class ObjectHost(Protocol):

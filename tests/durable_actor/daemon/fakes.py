@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -17,7 +17,7 @@ from durable_actor.daemon.guard import GuardPolicy
 from durable_actor.daemon.loader import Served
 from durable_actor.daemon.ports import RunsApi
 from durable_actor.daemon.routing import Routes
-from durable_actor.directory import AlarmPage, StoredPage
+from durable_actor.directory import AlarmPage, ObjectEntry, ObjectPage, StoredPage
 from durable_actor.entrypoints import ClassInfo, DurableObject
 from durable_actor.errors import ObjectOverloadedError, StorageFullError
 from durable_actor.fetch import Request, Response
@@ -71,22 +71,22 @@ class Till(DurableObject):
         return 1
 
 
-@dataclass(frozen=True)
-class FakeEntry:
-    object_class: str
-    name: str | None
-    id: str
-    created_at_ms: int = 1
-    used_at_ms: int = 2
-    size_bytes: int = 3
-    alarm_at_ms: int | None = None
-    attributes: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FakePage:
-    objects: Sequence[FakeEntry]
-    cursor: str | None
+def fake_entry(
+    object_class: str,
+    name: str | None,
+    id: str,  # noqa: A002  # as the record calls it
+) -> ObjectEntry:
+    """Make an entry whose other facts do not matter."""
+    return ObjectEntry(
+        object_class=object_class,
+        name=name,
+        id=id,
+        created_at_ms=1,
+        used_at_ms=2,
+        size_bytes=3,
+        alarm_at_ms=None,
+        attributes={},
+    )
 
 
 class FakeHost:
@@ -94,7 +94,7 @@ class FakeHost:
 
     def __init__(self, *classes: type[DurableObject]) -> None:
         self._classes = {cls.__name__: cls for cls in classes}
-        self.entries: list[FakeEntry] = []
+        self.entries: list[ObjectEntry] = []
         self.calls: list[tuple[ObjectId, str, CallOptions]] = []
         self.called = asyncio.Event()
         self.evicted: list[ObjectId] = []
@@ -131,7 +131,7 @@ class FakeHost:
         prefix: str = "",
         limit: int = 100,
         cursor: str | None = None,
-    ) -> FakePage:
+    ) -> ObjectPage:
         found = [
             entry
             for entry in self.entries
@@ -140,7 +140,9 @@ class FakeHost:
         ]
         start = int(cursor or 0)
         end = start + limit
-        return FakePage(found[start:end], str(end) if end < len(found) else None)
+        return ObjectPage(
+            objects=found[start:end], cursor=str(end) if end < len(found) else None
+        )
 
     async def alarms(
         self,

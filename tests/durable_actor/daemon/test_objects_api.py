@@ -14,10 +14,10 @@ from durable_actor import codec
 from durable_actor.daemon import wire
 from durable_actor.ids import IdSpace
 from tests.durable_actor.daemon.fakes import (
-    FakeEntry,
     Order,
     TooManyError,
     Web,
+    fake_entry,
     open_web,
 )
 
@@ -392,7 +392,7 @@ async def test_options_that_are_none_are_a_400(
 
 
 async def test_the_directory_is_listed_in_pages(web: Web) -> None:
-    web.host.entries = [FakeEntry("Till", f"n{i}", f"{i:064x}") for i in range(3)]
+    web.host.entries = [fake_entry("Till", f"n{i}", f"{i:064x}") for i in range(3)]
 
     first = (await web.http.get("/v1/objects?class=TILLS&prefix=n&limit=2")).json()
     rest = (await web.http.get(f"/v1/objects?cursor={first['cursor']}")).json()
@@ -412,7 +412,7 @@ async def test_a_limit_that_is_none_is_a_400(web: Web, limit: str) -> None:
 
 
 async def test_one_object_is_shown_by_its_exact_name(web: Web) -> None:
-    web.host.entries = [FakeEntry("Till", "ab", "0" * 64)]
+    web.host.entries = [fake_entry("Till", "ab", "0" * 64)]
 
     assert (await web.http.get("/v1/objects/Till/ab")).json()["name"] == "ab"
     assert (await web.http.get("/v1/objects/Till/a")).status_code == 404
