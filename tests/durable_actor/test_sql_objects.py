@@ -1380,3 +1380,42 @@ class Many(DurableObject, storage="sqlite"):
 
     async def names(self, **options: Any) -> list[str]:
         return list(await self.ctx.storage.list(**options))
+
+
+class Parts(DurableObject, storage="sqlite"):
+    async def keep(self) -> str:
+        def write() -> str:
+            self.ctx.storage.sql.exec("CREATE TABLE kept (x)")
+            return "v"
+
+        return self.ctx.storage.transaction_sync(write)
+
+    async def run_async(self, *, disguised: bool) -> None:
+        async def write() -> None:
+            self.ctx.storage.sql.exec("CREATE TABLE t (x)")
+
+        def hide() -> object:
+            self.ctx.storage.sql.exec("CREATE TABLE u (x)")
+            return write()
+
+        self.ctx.storage.transaction_sync(hide if disguised else write)
+
+    async def run_a_number(self) -> None:
+        number: Any = 5
+        self.ctx.storage.transaction_sync(number)
+
+    async def tables(self) -> list[object]:
+        query = "SELECT name FROM sqlite_schema WHERE name IN ('t', 'u', 'kept')"
+        return [row["name"] for row in self.ctx.storage.sql.exec(query)]
+
+
+async def test_transaction_sync_takes_plain_functions_and_returns_their_value() -> None:
+    async with open_test_host() as test:
+        parts = test.host.namespace(Parts).get_by_name("a")
+        assert await parts.keep() == "v"
+        for disguised in (False, True):
+            with pytest.raises(TypeError, match="plain function"):
+                await parts.run_async(disguised=disguised)
+        with pytest.raises(TypeError, match="needs a function"):
+            await parts.run_a_number()
+        assert await parts.tables() == ["kept"]

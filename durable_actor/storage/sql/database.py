@@ -28,7 +28,6 @@ Does not know about seals, logs, gates or user classes.
 from __future__ import annotations
 
 import errno
-import inspect
 import math
 import secrets
 import sqlite3
@@ -36,7 +35,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
@@ -110,22 +109,6 @@ class LoadedKeys(Struct, frozen=True, kw_only=True):
     complete: bool = True
     keys: dict[str, bytes] = {}
     damage: str | None = None
-
-
-class Undo(Protocol):
-    """What the owner rolls back together with the database: its overlay, say."""
-
-    def begin(self) -> None:
-        """Begin a part that may be rolled back. May be nested."""
-        ...
-
-    def commit(self) -> None:
-        """End the innermost part and keep it."""
-        ...
-
-    def rollback(self) -> None:
-        """End the innermost part and put everything back."""
-        ...
 
 
 class Database:
@@ -300,42 +283,6 @@ class Database:
         self._run(f"ROLLBACK TO {name}")
         self._run(f"RELEASE {name}")
         self._savepoints -= 1
-
-    def transaction_sync(self, fn: Callable[[], T], undo: Undo | None = None) -> T:
-        """Run a function whose writes are undone if it raises; return its value.
-
-        Args:
-            fn: Not async: what it writes after an await would belong to no part.
-            undo: What else to roll back.
-
-        Raises:
-            TypeError: Not callable, or async; nothing of it is kept.
-        """
-        if not callable(fn):
-            message = f"transaction_sync needs a function, got {type(fn).__name__}"
-            raise TypeError(message)
-        if inspect.iscoroutinefunction(fn):
-            raise TypeError(_ASYNC_CALLBACK)
-        self.begin_savepoint()
-        if undo is not None:
-            undo.begin()
-        try:
-            value = fn()
-            if inspect.isawaitable(value):
-                if inspect.iscoroutine(value):
-                    value.close()
-                raise TypeError(_ASYNC_CALLBACK)
-        except BaseException:
-            if undo is not None:
-                undo.rollback()
-            # After a failure there is nothing left that could be rolled back.
-            if self._failure is None and not self._is_closed:
-                self.rollback_savepoint()
-            raise
-        if undo is not None:
-            undo.commit()
-        self.release_savepoint()
-        return value
 
     # -- statements ----------------------------------------------------------
 
@@ -744,12 +691,6 @@ class Database:
                 message = f"{self.path}, key {key!r}: the checksum does not match"
                 raise CorruptionError(message)
         return [(key, value) for key, value, _ in rows]
-
-
-_ASYNC_CALLBACK = (
-    "transaction_sync takes a plain function: what an async one writes after its first"
-    " await could not be rolled back. Use ctx.storage.transaction() for that."
-)
 
 
 def _is_hex(text: str) -> bool:

@@ -148,83 +148,41 @@ def test_a_closed_database_says_so(db: Database) -> None:
 # -- savepoints ----------------------------------------------------------------------
 
 
-def test_transaction_sync_returns_the_value_and_keeps_the_writes(db: Database) -> None:
+def test_a_savepoint_that_is_released_keeps_what_it_wrote(db: Database) -> None:
     db.exec("CREATE TABLE t (x)")
-
-    def write() -> str:
-        db.exec("INSERT INTO t VALUES (1)")
-        return "v"
-
-    assert db.transaction_sync(write) == "v"
+    db.begin_savepoint()
+    db.exec("INSERT INTO t VALUES (1)")
+    db.release_savepoint()
 
     assert rows(db, "SELECT x FROM t") == [(1,)]
 
 
-def test_transaction_sync_rolls_back_sql_keys_and_what_the_owner_has(
+def test_a_savepoint_that_is_rolled_back_takes_sql_and_keys_with_it(
     db: Database,
 ) -> None:
-    calls: list[str] = []
-
-    class Undo:
-        def begin(self) -> None:
-            calls.append("begin")
-
-        def commit(self) -> None:
-            calls.append("commit")
-
-        def rollback(self) -> None:
-            calls.append("rollback")
-
-    def fail() -> None:
-        db.exec("INSERT INTO t VALUES (2)")
-        db.write_keys({"a": b"1"})
-        raise RuntimeError("no")
-
     db.exec("CREATE TABLE t (x)")
     db.exec("INSERT INTO t VALUES (1)")
-    with pytest.raises(RuntimeError, match="no"):
-        db.transaction_sync(fail, Undo())
-    db.transaction_sync(lambda: None, Undo())
+    db.begin_savepoint()
+    db.exec("INSERT INTO t VALUES (2)")
+    db.write_keys({"a": b"1"})
+    db.rollback_savepoint()
 
     assert rows(db, "SELECT x FROM t") == [(1,)]
     assert db.load().keys == {}
-    assert calls == ["begin", "rollback", "begin", "commit"]
 
 
-def test_transaction_sync_nests(db: Database) -> None:
+def test_savepoints_nest(db: Database) -> None:
     db.exec("CREATE TABLE t (x)")
-
-    def inner() -> None:
-        db.exec("INSERT INTO t VALUES (2)")
-        raise KeyError
-
-    def outer() -> None:
-        db.exec("INSERT INTO t VALUES (1)")
-        with pytest.raises(KeyError):
-            db.transaction_sync(inner)
-        db.exec("INSERT INTO t VALUES (3)")
-
-    db.transaction_sync(outer)
+    db.begin_savepoint()
+    db.exec("INSERT INTO t VALUES (1)")
+    db.begin_savepoint()
+    db.exec("INSERT INTO t VALUES (2)")
+    db.rollback_savepoint()
+    db.exec("INSERT INTO t VALUES (3)")
+    db.release_savepoint()
     db.commit()
 
     assert rows(db, "SELECT x FROM t") == [(1,), (3,)]
-
-
-async def test_transaction_sync_refuses_what_is_async(db: Database) -> None:
-    async def write() -> None:
-        db.exec("CREATE TABLE t (x)")
-
-    def disguised() -> object:
-        db.exec("CREATE TABLE u (x)")
-        return write()
-
-    for fn in (write, disguised):
-        with pytest.raises(TypeError, match="plain function"):
-            db.transaction_sync(fn)
-    with pytest.raises(TypeError, match="needs a function"):
-        db.transaction_sync(5)  # type: ignore[arg-type]
-
-    assert rows(db, "SELECT name FROM sqlite_schema WHERE name IN ('t', 'u')") == []
 
 
 # -- keys ----------------------------------------------------------------------------
