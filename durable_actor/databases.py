@@ -99,10 +99,10 @@ class Databases:
                 " without one; register the class under another name and copy them"
             )
             raise StorageError("open", detail)
-        if loaded.restore:
-            await self._restore(raw_id, loaded.restore)
         if loaded.position is None:
-            await self._make_way(raw_id)
+            await self._make_way(raw_id)  # nothing was ever written, or all is deleted
+        elif loaded.restore:
+            await self._restore(raw_id, loaded.restore)
         if self._files.is_over:
             # Those that are open may be closed when what they wrote is folded.
             with contextlib.suppress(StorageError):

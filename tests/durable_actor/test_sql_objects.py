@@ -846,6 +846,37 @@ async def test_a_name_may_be_used_again_at_once(driver: DriverKind) -> None:
 # -- back in time -------------------------------------------------------------
 
 
+class Bare(DurableObject, storage="sqlite"):
+    """Writes nothing before it is asked to."""
+
+    async def go_back_to_now(self) -> None:
+        now = await self.ctx.storage.get_current_bookmark()
+        await self.ctx.storage.on_next_session_restore_bookmark(now)
+        self.ctx.abort("restart")
+
+    async def write(self) -> int:
+        n = cast("int", self.ctx.storage.kv.get("n", 0)) + 1
+        self.ctx.storage.put("n", n)
+        return n
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+async def test_an_object_that_holds_nothing_may_be_taken_back_to_it(
+    *, is_deleted: bool
+) -> None:
+    """A restore that cannot be done must not keep the object from starting."""
+    async with open_test_host() as test:
+        bare = test.host.namespace(Bare).get_by_name("a")
+        if is_deleted:
+            await bare.write()
+            await test.host.delete(test.host.namespace(Bare).id_from_name("a"))
+        for _ in range(2):
+            await results([bare.go_back_to_now()])
+        assert [await bare.write() for _ in range(3)] == [1, 2, 3]
+        await results([bare.go_back_to_now()])
+        assert await bare.write() == 4
+
+
 async def test_a_bookmark_leads_back_and_its_restore_can_be_undone() -> None:
     async with open_test_host() as test:
         await ledger(test).add("one")
