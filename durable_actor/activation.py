@@ -221,6 +221,11 @@ class Activation:
         return len(self._line) + len(self._side_line or ())
 
     @property
+    def overlay(self) -> Overlay | None:
+        """The object's storage; None until it is loaded."""
+        return self._overlay
+
+    @property
     def cached_bytes(self) -> int:
         """How much of the object's storage is in memory."""
         return 0 if self._overlay is None else self._overlay.size_bytes

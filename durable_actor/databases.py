@@ -23,13 +23,16 @@ from durable_actor.storage.batch import Seal
 from durable_actor.storage.committer import Committer
 from durable_actor.storage.database_keeper import delete_files
 from durable_actor.storage.database_overlay import DatabaseOverlay
+from durable_actor.storage.kv import KeyRange
 from durable_actor.storage.ports import (
     DeleteDatabase,
+    KeyPage,
     Loaded,
     ReadBookmark,
     RestoreDatabase,
     ShardDriver,
 )
+from durable_actor.storage.sql.database import Database
 from durable_actor.storage.sql.files import SqlFiles
 from durable_actor.storage.sql.statements import SqlLimits
 from durable_actor.storage.sql.wal import WalPosition
@@ -63,6 +66,9 @@ class Databases:
         self._driver: ShardDriver
         self._clock: Clock
         self._rest: Callable[[bytes], None]
+        # Of whom somebody wants to read the files. Invariant: whoever is opened or
+        # deleted is taken out before anything happens to them.
+        self._unopened: set[bytes] = set()
 
     def start(
         self,
@@ -93,6 +99,7 @@ class Databases:
             StorageError: The object was stored by a class without a database.
         """
         raw_id = object_id.raw
+        self._unopened.discard(raw_id)
         if loaded.keys or not loaded.complete:
             detail = (
                 f"{object_class} now has a database, but this object's keys were stored"
@@ -139,6 +146,44 @@ class Databases:
             overlay.restore_at_next_start("")  # done
         return overlay
 
+    def mark_unopened(self, raw_id: bytes) -> None:
+        """Begin to note whether an object is opened or deleted; see `read_page`."""
+        self._unopened.add(raw_id)
+
+    def read_page(
+        self,
+        raw_id: bytes,
+        position: WalPosition,
+        wanted: KeyRange,
+        *,
+        bytes_max: int,
+    ) -> KeyPage | None:
+        """Return some keys of an object that is not in memory.
+
+        Its files stay as they are.
+
+        Args:
+            raw_id: The object's id.
+            position: As it was loaded after `mark_unopened`.
+            wanted: Which keys, with a limit, and not in reverse.
+            bytes_max: Of the values of a page.
+
+        Returns:
+            The page; None if it was opened or deleted since it was marked.
+
+        Raises:
+            CorruptionError: Durable bytes are missing or changed.
+            StorageError: It cannot be opened.
+        """
+        if raw_id not in self._unopened:
+            return None
+        self._unopened.discard(raw_id)
+        file = self._files.file(raw_id, position)
+        try:
+            return page_of(file.database, wanted, bytes_max=bytes_max)
+        finally:
+            file.abandon()  # no checkpoint, no sync
+
     async def bookmark(self, object_id: ObjectId, at_ms: int | None = None) -> str:
         """Return the bookmark of what is durable now, or was at a time.
 
@@ -158,6 +203,7 @@ class Databases:
 
     async def deleted(self, raw_id: bytes) -> None:
         """Remove the files of an object whose deletion is durable."""
+        self._unopened.discard(raw_id)
         await self._driver.read(DeleteDatabase(raw_id))
 
     def close(self) -> None:
@@ -185,6 +231,7 @@ class Databases:
         now_ms = self._clock.now_ms()
         try:
             await self._driver.read(RestoreDatabase(raw_id, bookmark, ticket, now_ms))
+            self._committer.watches.reread(raw_id, ticket)
         except (CorruptionError, StorageFullError, StorageFailedError):
             raise  # it may be possible another time
         except StorageError as error:
@@ -192,3 +239,13 @@ class Databases:
             # is, rather than never again.
             reason = str(error)
             log.warning("object.not_restored", id=raw_id.hex(), reason=reason)
+
+
+def page_of(database: Database, wanted: KeyRange, *, bytes_max: int) -> KeyPage:
+    """Return the first keys of a range that has a limit and is not in reverse."""
+    assert wanted.limit is not None
+    assert not wanted.reverse
+    rows, ended_at = database.read_page(
+        wanted.start, wanted.end, limit=wanted.limit, bytes_max=bytes_max
+    )
+    return KeyPage(rows, ended_at)

@@ -25,13 +25,13 @@ from typing import Any, Literal, Self, TypeVar
 from durable_actor.clock import Clock, Instant, SystemClock, deadline, instant_ms
 from durable_actor.codec import clone
 from durable_actor.config import Config
+from durable_actor.database_keys import DatabaseKeys
 from durable_actor.databases import Databases
 from durable_actor.delivery import Delivery, Place, current_delivery
 from durable_actor.directory import AlarmPage, HostStats, ObjectPage, StoredPage
 from durable_actor.entrypoints import ClassInfo, DurableObject, Method
 from durable_actor.env import Env
 from durable_actor.errors import (
-    BadArgumentsError,
     CallTimeoutError,
     ConfigError,
     HostClosedError,
@@ -225,6 +225,9 @@ class Host:
         )
         self.databases.start(
             self.committer, self.driver, self.clock, rest=self._residents.rest
+        )
+        self._database_keys = DatabaseKeys(
+            self._residents, self.databases, self.committer
         )
         self._loop = asyncio.get_running_loop()
         self._is_open = True
@@ -457,20 +460,20 @@ class Host:
 
         Raises:
             ObjectError: No class has the name.
-            BadArgumentsError: The class has `storage = "sqlite"`.
             HostClosedError: The host is draining or closed.
         """
         self._check_use()
-        if self._class(target.namespace).has_database:
-            message = (
-                'with storage="sqlite" an object has its keys in a database of its own,'
-                " which cannot be watched; let a method tell what changed"
-            )
-            raise BadArgumentsError(message, object_class=target.namespace)
         if self._is_draining:
             message = "the host is draining; nothing can be watched any more"
             raise HostClosedError(message)
-        return self.committer.watch(target.raw, prefix)
+        raw_id = target.raw
+        if not self._class(target.namespace).has_database:
+            return self.committer.watch(raw_id, prefix)
+
+        async def read_state(prefix: str) -> Mapping[str, bytes]:
+            return await self._database_keys.state(raw_id, prefix)
+
+        return self.committer.watch(raw_id, prefix, read_state=read_state)
 
     async def evict(self, object_id: ObjectId) -> bool:
         """Let an object go from memory if it is idle; was it there, and is it gone?"""
@@ -572,7 +575,6 @@ class Host:
         Raises:
             ValueError: A wrong limit or cursor.
             InvalidIdError: Not an id.
-            BadArgumentsError: The object was stored with `storage = "sqlite"`.
             CorruptionError: The disk holds something else than was written.
         """
         self._check_use()
@@ -584,6 +586,7 @@ class Host:
             prefix=prefix,
             limit=limit,
             cursor=cursor,
+            read_database=self._database_keys.page,
         )
 
     async def delete(self, object_id: ObjectId) -> bool:
@@ -593,7 +596,7 @@ class Host:
         """
         self._check_use()
         self._end_for_deletion(object_id)
-        await self._settled(self._residents.last_ticket(object_id))
+        await self._settled(self._residents.last_ticket(object_id.raw))
         loaded = await self.committer.load(object_id.raw)
         if not loaded.num:
             return False

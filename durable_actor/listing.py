@@ -9,7 +9,7 @@ Promises
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from durable_actor.codec.readable import stored_to_json
 from durable_actor.directory import (
@@ -27,14 +27,21 @@ from durable_actor.directory import (
     open_key_cursor,
 )
 from durable_actor.errors import (
-    BadArgumentsError,
     CorruptionError,
     DecodeError,
     StorageFullError,
 )
 from durable_actor.storage.committer import Committer
-from durable_actor.storage.kv import key_range, read_durable
-from durable_actor.storage.ports import ListAlarms, ReadDirectory, ShardDriver
+from durable_actor.storage.kv import KeyRange, key_range, read_durable
+from durable_actor.storage.ports import (
+    KeyPage,
+    ListAlarms,
+    ReadDirectory,
+    ShardDriver,
+)
+
+# raw id, which keys, bound of their values in bytes -> the first page of them
+ReadPage = Callable[[bytes, KeyRange, int], Awaitable[KeyPage]]
 
 _LIMIT_MAX = 1_000
 _PAGE_BYTES_MAX = 1024 * 1024  # of stored values; made readable on the event loop
@@ -128,12 +135,14 @@ async def read_stored(
     prefix: str,
     limit: int,
     cursor: str | None,
+    read_database: ReadPage,
 ) -> StoredPage:
     """Return one page of what an object has stored; see `Host.stored_keys`.
 
+    `read_database` is asked for the keys of an object that has a database of its own.
+
     Raises:
         ValueError: A wrong limit or cursor.
-        BadArgumentsError: The object has a database of its own.
         CorruptionError: The disk holds something else than was written.
     """
     _check_limit(limit)
@@ -148,16 +157,12 @@ async def read_stored(
     loaded = await committer.load(raw_id)
     if loaded.damage is not None:
         raise CorruptionError(loaded.damage, object_id=raw_id.hex())
-    if loaded.position is not None:
-        message = (
-            'with storage="sqlite" an object has its keys in a database of its own,'
-            " which cannot be read from outside; let a method return them"
+    if loaded.position is None:
+        page = await read_durable(
+            committer, driver, raw_id, wanted, loaded=loaded, bytes_max=_PAGE_BYTES_MAX
         )
-        object_class = "" if loaded.row is None else loaded.row.object_class
-        raise BadArgumentsError(message, object_class=object_class)
-    page = await read_durable(
-        committer, driver, raw_id, wanted, loaded=loaded, bytes_max=_PAGE_BYTES_MAX
-    )
+    else:
+        page = await read_database(raw_id, wanted, _PAGE_BYTES_MAX)
     return StoredPage(
         exists=bool(loaded.num),
         keys=[_stored_key(key, data) for key, data in page.rows],

@@ -61,6 +61,10 @@ class Residents:
         """Return the activation of an object, if it has one."""
         return self._by_id.get(object_id.raw)
 
+    def at(self, raw_id: bytes) -> Activation | None:
+        """Return the activation of an object, by the 32 bytes of its id."""
+        return self._by_id.get(raw_id)
+
     def activation(self, object_id: ObjectId, info: ClassInfo) -> Activation:
         """Return the activation of an object, starting one if there is none."""
         activation = self._by_id.get(object_id.raw)
@@ -94,9 +98,9 @@ class Residents:
         if activation is not None:
             activation.rest()
 
-    def last_ticket(self, object_id: ObjectId) -> int:
+    def last_ticket(self, raw_id: bytes) -> int:
         """Return what has to be settled before the object is read from the disk."""
-        return self._last_tickets.get(object_id.raw, 0)
+        return self._last_tickets.get(raw_id, 0)
 
     def start_after(self, object_id: ObjectId, ticket: int) -> None:
         """Let the next activation of an object wait until a ticket is settled."""

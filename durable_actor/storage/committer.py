@@ -49,7 +49,7 @@ from durable_actor.storage.ports import (
     ShardDriver,
 )
 from durable_actor.storage.sql.wal import WalPosition
-from durable_actor.storage.watches import Watch, Watches
+from durable_actor.storage.watches import KeyChanges, ReadState, Watch, Watches
 
 T = TypeVar("T")
 Settled = Callable[[StorageError | None], None]
@@ -66,11 +66,12 @@ log = get_logger("durable_actor.storage")
 class _Gathering:
     """The seals of one group, and who waits for them."""
 
-    __slots__ = ("raw_ids", "seals", "settled")
+    __slots__ = ("elsewhere", "raw_ids", "seals", "settled")
 
     def __init__(self) -> None:
         self.seals: list[Seal] = []
         self.raw_ids: list[bytes] = []
+        self.elsewhere: dict[int, KeyChanges] = {}  # by ticket
         self.settled: list[Settled] = []
 
 
@@ -132,12 +133,15 @@ class Committer:
         self._last_event += 1
         return self._last_event
 
-    def seal(self, seal: Seal, raw_id: bytes = b"") -> int:
+    def seal(
+        self, seal: Seal, raw_id: bytes = b"", elsewhere: KeyChanges | None = None
+    ) -> int:
         """Take one turn's writes and return their ticket. Never suspends.
 
         Args:
             seal: The writes; not to be changed afterwards.
             raw_id: The object's id, by which `load` and `pending` find it.
+            elsewhere: Keys it wrote to a database of its own, for who watches it.
 
         Raises:
             StorageFailedError: The shard failed; nothing more is taken.
@@ -148,6 +152,8 @@ class Committer:
         gathering = self._gathering
         gathering.seals.append(seal)
         gathering.raw_ids.append(raw_id)
+        if elsewhere is not None:
+            gathering.elsewhere[self.last_ticket] = elsewhere
         if self._in_flight is None:
             if len(gathering.seals) >= self._group_rows_max:
                 self._flush()
@@ -226,13 +232,21 @@ class Committer:
                     if owner == raw_id:
                         yield seal
 
-    def watch(self, raw_id: bytes, prefix: str = "") -> Watch:
-        """Return what becomes durable of an object from now on."""
+    def watch(
+        self, raw_id: bytes, prefix: str = "", *, read_state: ReadState | None = None
+    ) -> Watch:
+        """Return what becomes durable of an object from now on.
 
-        async def read_state(prefix: str) -> Mapping[str, bytes]:
+        Args:
+            raw_id: The object's id.
+            prefix: Only keys that begin with it.
+            read_state: Reads its keys, if they are in a database of its own.
+        """
+
+        async def read_keys(prefix: str) -> Mapping[str, bytes]:
             return await self._read_state(raw_id, prefix)
 
-        return self.watches.open(raw_id, prefix, read_state)
+        return self.watches.open(raw_id, prefix, read_state or read_keys)
 
     async def fold(self) -> None:
         """Bring everything that is durable now into the tables.
@@ -393,7 +407,7 @@ class Committer:
         fresh = self._fresh
         if self.watches.by_id:
             first_ticket = last_ticket - len(group.seals) + 1
-            self.watches.tell(group.raw_ids, group.seals, first_ticket)
+            self.watches.tell(group.raw_ids, group.seals, first_ticket, group.elsewhere)
         for raw_id, seal in zip(group.raw_ids, group.seals, strict=True):
             if seal.num:
                 change = fresh.get(raw_id)

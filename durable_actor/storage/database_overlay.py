@@ -27,6 +27,7 @@ from durable_actor.storage.overlay import (
 from durable_actor.storage.ports import ENTRY_BYTES, Loaded
 from durable_actor.storage.sql.database import Database
 from durable_actor.storage.sql.files import SqlFile
+from durable_actor.storage.watches import KeyChanges
 
 _PAGE_KEYS = 100  # read at once, of values that may be large
 
@@ -150,8 +151,10 @@ class DatabaseOverlay(Overlay):
             database = self._file.database
             self._write_keys(database)
             segment = database.commit()
+        changes = KeyChanges(self._unsealed or {}, self._cleared)
         self._unsealed, self._cleared = None, False
         if segment is not None or self._restore is not None:
+            self._elsewhere = changes
             self._database_turn = DatabaseTurn(
                 self._id.raw, clock.now_ms(), segment, self._restore
             )

@@ -47,6 +47,7 @@ from durable_actor.storage.batch import (
 from durable_actor.storage.committer import Committer
 from durable_actor.storage.order import KeyOrder
 from durable_actor.storage.ports import ENTRY_BYTES, Loaded
+from durable_actor.storage.watches import KeyChanges
 
 _ABSENT: Literal[False] = False  # in a rollback record: the cache did not know the key
 PARTIAL_CACHE_BYTES_MAX = 1024 * 1024  # a large object keeps about this much in memory
@@ -64,6 +65,7 @@ class Overlay:
         "_cleared",
         "_committer",
         "_database_turn",
+        "_elsewhere",
         "_events",
         "_id",
         "_kept_bytes",
@@ -119,6 +121,7 @@ class Overlay:
         self._events: list[bytes] | None = None
         self._replies: list[ReplyRow] | None = None
         self._database_turn: DatabaseTurn | None = None  # of an object that has one
+        self._elsewhere: KeyChanges | None = None  # what it did to the keys there
         self._undo: list[_Undo] | None = None
         self._transactions: asyncio.Lock | None = None
         self.ticket = 0  # of the last seal of this activation
@@ -361,11 +364,13 @@ class Overlay:
             self._events = None
         if self._replies is not None:
             seal.replies, self._replies = tuple(self._replies), None
+        elsewhere: KeyChanges | None = None
         if self._database_turn is not None:
             seal.database, self._database_turn = self._database_turn, None
+            elsewhere, self._elsewhere = self._elsewhere, None
         if self._row_unsealed:
             seal.row = self._next_row(clock.now_ms())
-        self.ticket = committer.seal(seal, self._id.raw)
+        self.ticket = committer.seal(seal, self._id.raw, elsewhere)
         if self.size_bytes > PARTIAL_CACHE_BYTES_MAX:
             self.shrink()
         if self.size_bytes != self._told_bytes:

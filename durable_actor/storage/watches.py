@@ -28,7 +28,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from durable_actor.codec import decode
 from durable_actor.storage.batch import Seal
@@ -37,6 +37,13 @@ DELETIONS_MAX = 1_000  # of keys nobody was told of yet; beyond, the state is re
 
 # prefix -> every key that begins with it, as it is now or was a moment ago
 ReadState = Callable[[str], Awaitable[Mapping[str, bytes]]]
+
+
+class KeyChanges(NamedTuple):
+    """What a turn did to the keys of an object that has them in its own database."""
+
+    keys: Mapping[str, bytes | None]  # None: the key is gone
+    cleared: bool  # before `keys`: everything the object had is gone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +221,15 @@ class Watch:
             self._news.set()
             self._has_room.set()
 
+    def reread(self, ticket: int) -> None:
+        """Tell the whole state next: more has changed than anybody can tell."""
+        if self._has_ended:
+            return
+        self._overflow()
+        self._cleared = False
+        self._ticket = ticket
+        self._news.set()
+
     async def room(self) -> None:
         """Return when more may be added, for whoever cannot read the state anew."""
         await self._has_room.wait()
@@ -230,7 +246,7 @@ class Watch:
         keys, cleared = self._keys, self._cleared
         self._keys, self._cleared, self._deletions = {}, False, 0
         self._has_room.set()
-        if not self._has_ended:
+        if not self._has_ended and not self._is_behind:
             self._news.clear()
         if not keys and not cleared:
             return None
@@ -287,22 +303,38 @@ class Watches:
         return watch
 
     def tell(
-        self, raw_ids: Iterable[bytes], seals: Iterable[Seal], first_ticket: int
+        self,
+        raw_ids: Iterable[bytes],
+        seals: Iterable[Seal],
+        first_ticket: int,
+        elsewhere: Mapping[int, KeyChanges],
     ) -> None:
-        """Tell of the seals of a group that is durable."""
+        """Tell of the seals of a group that is durable.
+
+        Args:
+            raw_ids: Whose they are.
+            seals: In order.
+            first_ticket: The first one's; the others follow.
+            elsewhere: By ticket, what turns changed in databases of their own.
+        """
         pairs = zip(raw_ids, seals, strict=True)
         for ticket, (raw_id, seal) in enumerate(pairs, first_ticket):
             references = self.by_id.get(raw_id)
             if references is None:
                 continue
+            keys, cleared = elsewhere.get(ticket) or (seal.keys, seal.cleared)
             for watch in _alive(references):
-                cleared = seal.cleared or seal.deleted
-                if cleared or seal.keys:
-                    watch.add(ticket, seal.keys, cleared=cleared)
+                if keys or cleared or seal.deleted:
+                    watch.add(ticket, keys, cleared=cleared or seal.deleted)
                 if seal.deleted:
                     watch.end()
             if seal.deleted:
                 self.by_id.pop(raw_id, None)
+
+    def reread(self, raw_id: bytes, ticket: int) -> None:
+        """Have every watch of an object read its state anew."""
+        for watch in _alive(self.by_id.get(raw_id, ())):
+            watch.reread(ticket)
 
     def end(self, error: Exception) -> None:
         """End all of them with an error."""

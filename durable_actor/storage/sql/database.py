@@ -73,6 +73,7 @@ T = TypeVar("T")
 LOAD_KEYS_MAX = 512  # an object with more keys loads on demand
 LOAD_BYTES_MAX = 1024 * 1024  # so does one with more in them
 _KEYS_PER_READ = 90  # a statement takes 100 parameters
+_KEYS_PER_PEEK = 16  # of a page that is bounded in bytes; a value has up to 2 MiB
 _PRIMARY = 0xFF  # of an extended error code, the part that says which error it is
 _SPARE_PAGES = 1_024  # beyond the limit, so that it is met between two statements
 _SHRINKING = ("DELETE", "DROP")
@@ -396,6 +397,30 @@ class Database:
             [*parameters, -1 if limit is None else limit],
         )
         return self._checked(rows)
+
+    def read_page(
+        self, start: str, end: str | None, *, limit: int, bytes_max: int
+    ) -> tuple[list[tuple[str, bytes]], str | None]:
+        """Return the first keys in [start, end), and the last one if more may follow.
+
+        The page ends after `limit` keys, or after the one that brings the values to
+        `bytes_max`.
+
+        Raises:
+            CorruptionError: A checksum does not match.
+        """
+        page: list[tuple[str, bytes]] = []
+        room_bytes = bytes_max
+        while True:
+            rows = self.read_range(start, end, limit=_KEYS_PER_PEEK)
+            for key, value in rows:
+                if len(page) == limit or room_bytes <= 0:
+                    return page, page[-1][0]
+                page.append((key, value))
+                room_bytes -= len(value)
+            if len(rows) < _KEYS_PER_PEEK:
+                return page, None
+            start = page[-1][0] + "\x00"
 
     def write_keys(self, keys: Mapping[str, bytes | None]) -> None:
         """Write keys in this turn; a value of None deletes its key.
