@@ -73,7 +73,7 @@ class Outbox:
         for row in rows:
             self._waiting.setdefault(row.object_class, deque()).append(row)
         self.waiting += len(rows)
-        for object_class in {row.object_class for row in rows}:
+        for object_class in dict.fromkeys(row.object_class for row in rows):
             self._wake(object_class)
 
     def register(self, object_class: str, sink: EventSink) -> None:
