@@ -1,7 +1,8 @@
 """`doctor`: what could go wrong on this machine, before or after it did.
 
-Looks and changes nothing, so it may run beside a daemon. Each finding says how bad it
-is and what to do about it.
+Looks and changes nothing, so it may run beside a daemon; then it does not look at the
+data, which is the daemon's. Otherwise every row and page is compared with its checksum
+(G11). Each finding says how bad it is and what to do about it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from durable_actor.daemon.tokens import TOKEN_FILE
+from durable_actor.errors import ConfigError, DataDirectoryInUseError
+from durable_actor.maintenance.copies import locked
+from durable_actor.maintenance.inspection import damages
+from durable_actor.storage.store import SHARD_NAME
 
 Severity = Literal["error", "warning", "info"]
 
@@ -28,6 +33,7 @@ _SQLITE_MIN: Final = (3, 38, 0)  # STRICT tables (3.37) and what the schema uses
 _SQLITE_SAFE: Final = (3, 51, 3)  # the fix of the WAL-reset bug
 _DISTRIBUTION: Final = "durable-actor"
 _LOCK_FILE: Final = "lock"
+_UNREADABLE: Final = ("directory.readable", "data.readable")
 _NETWORK_FILE_SYSTEMS: Final = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "afs"})
 
 
@@ -60,7 +66,7 @@ class Report:
 
 def examine(directory: Path) -> Report:
     """Return what there is to say about a data directory and this machine."""
-    findings = [*_machine(), *_directory(directory)]
+    findings = [*_machine(), *_directory(directory), *_data(directory)]
     return Report(
         directory=str(directory),
         versions={
@@ -70,7 +76,7 @@ def examine(directory: Path) -> Report:
             "system": f"{platform.system()} {platform.release()}",
         },
         findings=findings,
-        can_read=not any(f.check == "directory.readable" for f in findings),
+        can_read=not any(f.check in _UNREADABLE for f in findings),
     )
 
 
@@ -162,6 +168,39 @@ def _directory(directory: Path) -> Iterator[Finding]:
         yield from _token(directory / TOKEN_FILE)
     if _LOCK_FILE in names:
         yield from _lock(directory / _LOCK_FILE)
+
+
+def _data(directory: Path) -> Iterator[Finding]:
+    """Look for damage, if nobody has the directory open."""
+    if not (directory / SHARD_NAME).exists():
+        return
+    try:
+        with locked(directory):
+            found = damages(directory)
+    except DataDirectoryInUseError:
+        yield Finding(
+            check="data.in_use",
+            severity="info",
+            detail="The data was not looked at: it is in use.",
+            remedy="Stop the daemon, and run this again.",
+        )
+        return
+    except (ConfigError, OSError) as error:
+        yield Finding(
+            check="data.readable",
+            severity="error",
+            detail=f"The data cannot be read: {error}.",
+            remedy="A copy of it is made within the directory; it needs as much room.",
+        )
+        return
+    for damage in found:
+        yield Finding(
+            check=damage.check,
+            severity="error",
+            detail=(f"{damage.object_id}: " if damage.object_id else "")
+            + damage.detail,
+            remedy="Restore a backup; nothing was changed.",
+        )
 
 
 def _disk(directory: Path) -> Iterator[Finding]:

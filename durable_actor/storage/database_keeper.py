@@ -29,7 +29,14 @@ from durable_actor.storage.sql.history import (
     RETAINED_MS_MAX,
     History,
 )
-from durable_actor.storage.sql.wal import delete_database, replay, sync, wal_path
+from durable_actor.storage.sql.wal import (
+    WalPosition,
+    adopt,
+    delete_database,
+    replay,
+    sync,
+    wal_path,
+)
 
 log = get_logger("durable_actor.storage")
 
@@ -93,6 +100,13 @@ class Keeper:
             log.error("database.history_damaged", id=raw_id.hex(), error=str(error))  # noqa: TRY400  # no fault of ours
         except OSError as error:
             raise _failed("fold", error) from error
+
+    def adopt(self, raw_id: bytes, position: WalPosition) -> None:
+        """Take over the database of an earlier release, which has no checksums."""
+        try:
+            adopt(self._path(raw_id), position)
+        except OSError as error:
+            raise _failed("adopt", error) from error
 
     def size_bytes(self, raw_id: bytes) -> int:
         """Return how much room an object's database takes, without its history."""

@@ -30,7 +30,7 @@ from durable_actor.storage.batch import (
     Seal,
     decode_batch,
 )
-from durable_actor.storage.integrity import value_crc
+from durable_actor.storage.integrity import fields_crc, value_crc
 from durable_actor.storage.order import KeyOrder
 from durable_actor.storage.sql.wal import WalPosition
 
@@ -202,6 +202,7 @@ def chunks(merged: Merged) -> Iterator[list[Statement]]:
             (f"DELETE FROM alarm WHERE object IN ({marks})", [*part]),
             (f"DELETE FROM reply WHERE object IN ({marks})", [*part]),
             (f"DELETE FROM database WHERE object IN ({marks})", [*part]),
+            (f"DELETE FROM digest WHERE object IN ({marks}) AND rows = 0", [*part]),
         ]
     yield from _key_chunks(merged, nums)
     yield from _row_chunks(merged, nums)
@@ -243,15 +244,20 @@ def _row_chunks(merged: Merged, nums: Sequence[int]) -> Iterator[list[Statement]
     for rows in _parts(lines):
         sql = (
             "INSERT INTO object (num, id, class, name, created_at_ms, used_at_ms,"
-            f" attributes) VALUES {_tuples(7, len(rows))} ON CONFLICT (num) DO UPDATE"
-            " SET used_at_ms = excluded.used_at_ms, name = excluded.name,"
-            " attributes = excluded.attributes"
+            f" attributes, crc) VALUES {_tuples(8, len(rows))} ON CONFLICT (num) DO"
+            " UPDATE SET id = excluded.id, class = excluded.class,"
+            " name = excluded.name, created_at_ms = excluded.created_at_ms,"
+            " used_at_ms = excluded.used_at_ms, attributes = excluded.attributes,"
+            " crc = excluded.crc"
         )
         values: list[Parameter] = []
         for num, row in rows:
             attributes = msgspec.json.encode(row.attributes).decode()
-            values += (num, row.id, row.object_class, row.name)
-            values += (row.created_at_ms, row.used_at_ms, attributes)
+            line = (
+                *(num, row.id, row.object_class, row.name),
+                *(row.created_at_ms, row.used_at_ms, attributes),
+            )
+            values += (*line, fields_crc(*line))
         yield [(sql, values)]
 
 
@@ -266,28 +272,43 @@ def _alarm_chunks(merged: Merged, nums: Sequence[int]) -> Iterator[list[Statemen
     ]
     for rows in _parts(alarms):
         sql = (
-            "INSERT OR REPLACE INTO alarm (object, due_at_ms, scheduled_at_ms, retries,"
-            f" counted) VALUES {_tuples(5, len(rows))}"
+            "INSERT INTO alarm (object, due_at_ms, scheduled_at_ms, retries, counted,"
+            f" crc) VALUES {_tuples(6, len(rows))} ON CONFLICT (object) DO UPDATE SET"
+            " due_at_ms = excluded.due_at_ms, scheduled_at_ms ="
+            " excluded.scheduled_at_ms, retries = excluded.retries,"
+            " counted = excluded.counted, crc = excluded.crc"
         )
         values: list[Parameter] = []
         for num, alarm in rows:
-            values += (num, alarm.due_at_ms, alarm.scheduled_at_ms)
-            values += (alarm.retries, alarm.counted)
+            times = (num, alarm.due_at_ms, alarm.scheduled_at_ms)
+            line = (*times, alarm.retries, alarm.counted)
+            values += (*line, fields_crc(*line))
         yield [(sql, values)]
 
 
 def _reply_chunks(merged: Merged, nums: Sequence[int]) -> Iterator[list[Statement]]:
-    replies = [
-        (num, reply) for num in nums for reply in merged.objects[num].replies or ()
-    ]
+    newest = {
+        (num, reply.request_id): reply
+        for num in nums
+        for reply in merged.objects[num].replies or ()
+    }
+    dropped = [key for key, reply in newest.items() if not reply.reply]
+    for drops in _parts(dropped):
+        pairs = ",".join(["(?,?)"] * len(drops))
+        sql = f"DELETE FROM reply WHERE (object, request) IN (VALUES {pairs})"
+        yield [(sql, [item for pair in drops for item in pair])]
+    replies = [(num, reply) for (num, _), reply in newest.items() if reply.reply]
     for rows in _parts(replies, lambda row: len(row[1].reply)):
         sql = (
-            "INSERT OR REPLACE INTO reply (object, request, reply, expires_at_ms)"
-            f" VALUES {_tuples(4, len(rows))}"
+            "INSERT INTO reply (object, request, reply, expires_at_ms, crc)"
+            f" VALUES {_tuples(5, len(rows))} ON CONFLICT (object, request) DO UPDATE"
+            " SET reply = excluded.reply, expires_at_ms = excluded.expires_at_ms,"
+            " crc = excluded.crc"
         )
         values: list[Parameter] = []
         for num, reply in rows:
-            values += (num, reply.request_id, reply.reply, reply.expires_at_ms)
+            line = (num, reply.request_id, reply.reply, reply.expires_at_ms)
+            values += (*line, fields_crc(*line))
         yield [(sql, values)]
 
 
@@ -300,21 +321,27 @@ def _database_chunks(merged: Merged, nums: Sequence[int]) -> Iterator[list[State
     ]
     for rows in _parts(changed):
         sql = (
-            "INSERT INTO database (object, generation, wal_end, wal_crc, restore)"
-            f" VALUES {_tuples(5, len(rows))} ON CONFLICT (object) DO UPDATE SET"
+            "INSERT INTO database (object, generation, wal_end, wal_crc, crc, restore,"
+            f" restore_crc) VALUES {_tuples(7, len(rows))} ON CONFLICT (object) DO"
+            " UPDATE SET"
             " generation = ifnull(excluded.generation, generation),"
             " wal_end = ifnull(excluded.wal_end, wal_end),"
             " wal_crc = ifnull(excluded.wal_crc, wal_crc),"
-            " restore = ifnull(excluded.restore, restore)"
+            " crc = ifnull(excluded.crc, crc),"
+            " restore = ifnull(excluded.restore, restore),"
+            " restore_crc = ifnull(excluded.restore_crc, restore_crc)"
         )
         values: list[Parameter] = []
         for num, change in rows:
             values.append(num)
             if (position := change.position) is None:
-                values += (None, None, None)
+                values += (None, None, None, None)
             else:
-                values += (position.generation, position.end, position.crc)
-            values.append(change.restore)
+                place = (position.generation, position.end, position.crc)
+                values += (*place, fields_crc(num, *place))
+            restore = change.restore
+            values.append(restore)
+            values.append(None if restore is None else fields_crc(num, restore))
         yield [(sql, values)]
 
 
@@ -323,12 +350,15 @@ def _outbox_chunks(merged: Merged) -> Iterator[list[Statement]]:
     waiting = [event for event in merged.events if event.seq not in arrived]
     for rows in _parts(waiting, lambda event: len(event.data)):
         sql = (
-            "INSERT OR REPLACE INTO outbox (seq, id, class, event)"
-            f" VALUES {_tuples(4, len(rows))}"
+            "INSERT INTO outbox (seq, id, class, event, crc)"
+            f" VALUES {_tuples(5, len(rows))} ON CONFLICT (seq) DO UPDATE SET"
+            " id = excluded.id, class = excluded.class, event = excluded.event,"
+            " crc = excluded.crc"
         )
         values: list[Parameter] = []
         for event in rows:
-            values += (event.seq, event.id, event.object_class, event.data)
+            line = (event.seq, event.id, event.object_class, event.data)
+            values += (*line, fields_crc(*line))
         yield [(sql, values)]
     for part in _parts(merged.delivered):
         yield [(f"DELETE FROM outbox WHERE seq IN ({_marks(part)})", [*part])]

@@ -24,12 +24,31 @@ _LOCK_POLL_SECONDS = 0.02
 
 def value_crc(num: int, key: str, value: bytes) -> int:
     """Return the checksum of one stored value, with its key and its object's number."""
-    return crc32(value, crc32(key.encode(), num & 0xFFFFFFFF))
+    try:
+        raw_key = key.encode()
+    except UnicodeEncodeError:  # a flipped bit in a key, see `fields_crc`
+        raw_key = key.encode("utf-8", "surrogatepass")
+    return crc32(value, crc32(raw_key, num & 0xFFFFFFFF))
 
 
 def row_crc(first_ticket: int, last_ticket: int, batch: bytes) -> int:
     """Return the checksum of one row of the log."""
     return crc32(batch, crc32(b"%d %d" % (first_ticket, last_ticket)))
+
+
+def fields_crc(*fields: int | str | bytes | None) -> int:
+    """Return the checksum of the fields of one row, each with its type and length."""
+    crc = 0
+    for field in fields:
+        if isinstance(field, str):
+            # What a flipped bit made of a text need not be one any more.
+            field = field.encode("utf-8", "surrogatepass")  # noqa: PLW2901  # as bytes
+            crc = crc32(field, crc32(b"s%d:" % len(field), crc))
+        elif isinstance(field, bytes):
+            crc = crc32(field, crc32(b"b%d:" % len(field), crc))
+        else:
+            crc = crc32(b"n" if field is None else b"i%d;" % field, crc)
+    return crc
 
 
 class DirectoryLock:

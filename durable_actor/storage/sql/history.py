@@ -35,6 +35,7 @@ from msgspec import Struct
 
 from durable_actor.errors import CorruptionError, StorageError
 from durable_actor.storage.integrity import sync_directory
+from durable_actor.storage.sql.sums import Sums, write_sums
 from durable_actor.storage.sql.wal import (
     PAGE_BYTES,
     WalPosition,
@@ -203,9 +204,13 @@ class History:
             self.sync()
         else:
             before = self._bookmark_before(seq)
-        _replace(self._database, self._state(self.last_seq))
+        pages: list[int] = []
+        state = self._state(self.last_seq)
+        _replace(self._database, (_summed(image, pages) for image in state))
         wal_path(self._database).unlink(missing_ok=True)
         sync_directory(self._database.parent)
+        end = self._position
+        write_sums(self._database, Sums(end.generation, end.end, pages))
         return before
 
     def trim(
@@ -229,16 +234,7 @@ class History:
         if not count:
             return 0
         last = self._records[count - 1]
-        trailer = _HEAD.pack(
-            _BASE_MAGIC,
-            last.seq,
-            last.at_ms,
-            last.database_pages,
-            0,
-            last.position.generation,
-            last.position.end,
-        )
-        _replace(self._base, self._state(last.seq), trailer + _CRC.pack(crc32(trailer)))
+        self._write_base(last)
         sync_directory(self._base.parent)
         _replace(self._redo, self._tail(last.end))
         sync_directory(self._redo.parent)
@@ -251,6 +247,22 @@ class History:
         self._base.unlink(missing_ok=True)
         self._load()
 
+    def problem(self) -> str:
+        """Return what of it is damaged, if anything is. Reads all of it."""
+        if self._base_crc and self._base_pages:
+            crc = 0
+            with self._base.open("rb") as file:
+                for _ in range(self._base_pages):
+                    crc = crc32(file.read(PAGE_BYTES), crc)
+            if crc != self._base_crc:
+                return f"{self._base.name}: its pages are not what was written"
+        if self._records:
+            with self._redo.open("rb") as file:
+                for record in self._records:
+                    if not self._is_whole(file, record):
+                        return f"{self._redo.name}: the record {record.seq} is damaged"
+        return ""
+
     # -- reading ---------------------------------------------------------------
 
     @property
@@ -261,6 +273,7 @@ class History:
     def _load(self) -> None:
         """Read what there is."""
         self._base_seq = self._base_at_ms = self._base_pages = 0
+        self._base_crc = 0  # of all pages; 0: an earlier release wrote it
         self._base_position = _NOWHERE
         self._read_base()
         self._records = self._scan()
@@ -275,7 +288,9 @@ class History:
             return
         if len(trailer) != _HEAD.size + _CRC.size:
             raise CorruptionError(f"{self._base} is cut short")
-        magic, seq, at_ms, pages, _, generation, end = _HEAD.unpack_from(trailer)
+        magic, seq, at_ms, pages, pages_crc, generation, end = _HEAD.unpack_from(
+            trailer
+        )
         whole = _CRC.unpack_from(trailer, _HEAD.size)[0] == crc32(trailer[: _HEAD.size])
         if (
             magic != _BASE_MAGIC
@@ -284,6 +299,7 @@ class History:
         ):
             raise CorruptionError(f"{self._base} is damaged")
         self._base_seq, self._base_at_ms, self._base_pages = seq, at_ms, pages
+        self._base_crc = pages_crc
         self._base_position = WalPosition(generation, end)
 
     def _scan(self) -> list[Record]:
@@ -370,6 +386,8 @@ class History:
                     if record.seq <= seq and not self._is_whole(file, record):
                         message = f"{self._redo}: the record {record.seq} is damaged"
                         raise CorruptionError(message)
+        if problem := self.problem():
+            raise CorruptionError(problem)
         count, places = self._places(seq)
         if not count:
             yield empty_database()
@@ -404,6 +422,23 @@ class History:
 
     # -- writing ---------------------------------------------------------------
 
+    def _write_base(self, last: Record) -> None:
+        """Write the state after a record as the base, its checksum behind it."""
+        crc = 0
+
+        def parts() -> Iterator[bytes]:
+            nonlocal crc
+            for image in self._state(last.seq):
+                crc = crc32(image, crc)
+                yield image
+            head = _HEAD.pack(
+                *(_BASE_MAGIC, last.seq, last.at_ms, last.database_pages, crc),
+                *(last.position.generation, last.position.end),
+            )
+            yield head + _CRC.pack(crc32(head))
+
+        _replace(self._base, parts())
+
     def _append_return(self, wanted: int, seq: int, at_ms: int) -> None:
         """Append the record that takes the newest state back to an older one."""
         _, now = self._places(self.last_seq)
@@ -413,7 +448,8 @@ class History:
             images = self._images(pages, then)
         else:
             count, pages, images = 1, [1], iter([empty_database()])
-        self._write((seq, at_ms, count, _NOWHERE), tuple(pages), images)
+        # Where the WAL ended is where the shard says that the database ends, still.
+        self._write((seq, at_ms, count, self._position), tuple(pages), images)
 
     def _write(
         self,
@@ -451,7 +487,12 @@ class History:
         self._records.append(record)
 
 
-def _replace(path: Path, parts: Iterator[bytes], trailer: bytes = b"") -> None:
+def _summed(image: bytes, sums: list[int]) -> bytes:
+    sums.append(crc32(image))
+    return image
+
+
+def _replace(path: Path, parts: Iterator[bytes]) -> None:
     """Write a file whole, or not at all."""
     temporary = path.with_name(path.name + "-new")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -459,7 +500,6 @@ def _replace(path: Path, parts: Iterator[bytes], trailer: bytes = b"") -> None:
     with os.fdopen(fd, "wb") as file:
         for part in parts:
             file.write(part)
-        file.write(trailer)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -70,6 +70,8 @@ class Model:
             alarms[seal.num] = seal.alarm
         for reply in seal.replies:
             replies[seal.num, reply.request_id] = reply
+            if not reply.reply:
+                del replies[seal.num, reply.request_id]
         for event in seal.events:
             self.tables["outbox"][event.seq] = event
         for seq in seal.delivered:
@@ -101,7 +103,6 @@ class Disk:
 
     @property
     def tables(self) -> Tables:
-        rows = self.db.execute
         return {
             "object": {
                 row[0]: ObjectRow(
@@ -112,18 +113,20 @@ class Disk:
                     row[5],
                     msgspec.json.decode(row[6], type=dict[str, str]),
                 )
-                for row in rows("SELECT * FROM object")
+                for row in self._rows("object", 7)
             },
-            "kv": {row[:2]: row[2:] for row in rows("SELECT * FROM kv")},
-            "alarm": {
-                row[0]: AlarmRow(*row[1:]) for row in rows("SELECT * FROM alarm")
-            },
-            "outbox": {row[0]: EventRow(*row) for row in rows("SELECT * FROM outbox")},
+            "kv": {row[:2]: row[2:] for row in self._rows("kv", 4)},
+            "alarm": {row[0]: AlarmRow(*row[1:]) for row in self._rows("alarm", 5)},
+            "outbox": {row[0]: EventRow(*row) for row in self._rows("outbox", 4)},
             "reply": {
-                (row[0], row[1]): ReplyRow(*row[1:])
-                for row in rows("SELECT * FROM reply")
+                (row[0], row[1]): ReplyRow(*row[1:]) for row in self._rows("reply", 4)
             },
         }
+
+    def _rows(self, table: str, columns: int) -> list[tuple[Any, ...]]:
+        """Return the rows of a table without their checksums."""
+        rows = self.db.execute(f"SELECT * FROM {table}")
+        return [row[:columns] for row in rows]
 
 
 # What a turn may write. Which object number it is written under, and the places in the
@@ -264,10 +267,12 @@ def test_no_transaction_holds_more_rows_than_the_bound() -> None:
     disk = Disk()
 
     for statements in fold.chunks(fold.merge(log)):
-        rows = disk.db.total_changes
+        rows = 0
         for sql, parameters in statements:
             disk.db.execute(sql, parameters)
-        assert disk.db.total_changes - rows <= fold.CHUNK_ROWS_MAX
+            # Without the sums that triggers keep, one for each row at most.
+            rows += disk.db.execute("SELECT changes()").fetchone()[0]
+        assert rows <= fold.CHUNK_ROWS_MAX
 
     assert len(disk.tables["kv"]) == len(many)
     assert len(disk.tables["alarm"]) == len(many)

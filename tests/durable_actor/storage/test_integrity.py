@@ -193,7 +193,7 @@ def test_a_full_disk_does_not_keep_the_owner_out(
     lock.release()
 
 
-def test_a_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
+def test_s16_a_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / LOCK_NAME).symlink_to(victim)
@@ -207,7 +207,7 @@ def test_a_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
-def test_a_new_directory_is_for_its_owner_alone(tmp_path: Path, mask: int) -> None:
+def test_s16_a_new_directory_is_for_its_owner_alone(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         prepare_directory(tmp_path / "a" / "b" / "data")
@@ -237,7 +237,7 @@ def test_a_directory_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o702, 0o777, 0o1777])
-def test_a_directory_that_others_may_write_to_is_refused(
+def test_s16_a_directory_that_others_may_write_to_is_refused(
     tmp_path: Path, mode: int
 ) -> None:
     directory = tmp_path / "data"
@@ -248,7 +248,7 @@ def test_a_directory_that_others_may_write_to_is_refused(
         prepare_directory(directory)
 
 
-def test_a_link_is_refused(tmp_path: Path) -> None:
+def test_s16_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     for name, target in (("link", "real"), ("dangling", "nowhere")):
         (tmp_path / name).symlink_to(tmp_path / target)
@@ -264,7 +264,7 @@ def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
             prepare_directory(tmp_path / place)
 
 
-def test_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
+def test_s16_a_directory_of_another_user_is_refused(tmp_path: Path) -> None:
     with suppress(PermissionError):
         os.chown(tmp_path, 12_345, -1)
     if tmp_path.stat().st_uid == os.geteuid():

@@ -14,6 +14,7 @@ import pytest
 from durable_actor.errors import DataDirectoryInUseError, StorageFailedError
 from durable_actor.storage import integrity
 from durable_actor.storage.integrity import LOCK_NAME, DirectoryLock
+from durable_actor.storage.mark import mark_path
 from durable_actor.storage.store import SHARD_NAME, DriverKind, open_store
 from durable_actor.testing import ManualClock
 from tests.support.shards import group_of, load_one, seal_of, shard_options
@@ -40,7 +41,8 @@ async def test_an_open_directory_is_locked_until_it_is_released(
     assert (await load_one(store.driver, 1)).keys == {"a": b"1"}
     await store.driver.close()
     store.release()
-    assert {path.name for path in directory.iterdir()} == {SHARD_NAME, LOCK_NAME}
+    names = {path.name for path in directory.iterdir()}
+    assert names == {SHARD_NAME, LOCK_NAME, mark_path(directory / SHARD_NAME).name}
 
 
 @pytest.mark.parametrize("kind", KINDS)
