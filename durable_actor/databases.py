@@ -6,11 +6,13 @@ the object's seal; see `storage.sql`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 from durable_actor.clock import Clock
+from durable_actor.descriptors import PER_DATABASE
 from durable_actor.errors import (
     CorruptionError,
     StorageError,
@@ -24,6 +26,7 @@ from durable_actor.storage.committer import Committer
 from durable_actor.storage.database_keeper import delete_files
 from durable_actor.storage.database_overlay import DatabaseOverlay
 from durable_actor.storage.kv import KeyRange
+from durable_actor.storage.overlay import Overlay
 from durable_actor.storage.ports import (
     DeleteDatabase,
     KeyPage,
@@ -43,6 +46,9 @@ _CHECKPOINT_BYTES = 1024 * 1024
 # has to pause for a fold, which takes some tens of milliseconds.
 _REST_BYTES = 8 * 1024 * 1024
 
+_ROOM_SECONDS = 10.0  # as long as an event may wait in a mailbox
+_LOOK_SECONDS = 0.005
+
 log = get_logger("durable_actor.storage")
 
 
@@ -58,6 +64,7 @@ class Databases:
         list_bytes_max: int,
     ) -> None:
         self._list_bytes_max = list_bytes_max
+        self.open_max = open_max
         # Absolute, whatever the working directory becomes: a database that is not found
         # could not be moved aside when it has to be abandoned.
         self._directory = directory.absolute()
@@ -69,6 +76,8 @@ class Databases:
         # Of whom somebody wants to read the files. Invariant: whoever is opened or
         # deleted is taken out before anything happens to them.
         self._unopened: set[bytes] = set()
+        self._room_line = asyncio.Lock()  # those who wait for room
+        self._removals: dict[bytes, set[asyncio.Future[None]]] = {}  # under way
 
     def start(
         self,
@@ -88,6 +97,7 @@ class Databases:
         """
         self._committer, self._driver, self._clock = committer, driver, clock
         self._rest = rest
+        self._files.on_failure = committer.fail
 
     async def overlay(
         self, object_id: ObjectId, object_class: str, loaded: Loaded
@@ -110,10 +120,7 @@ class Databases:
             await self._make_way(raw_id)  # nothing was ever written, or all is deleted
         elif loaded.restore:
             await self._restore(raw_id, loaded.restore)
-        if self._files.is_over:
-            # Those that are open may be closed when what they wrote is folded.
-            with contextlib.suppress(StorageError):
-                await self._committer.fold()
+        await self.wait_for_room()
         file = self._files.file(raw_id, loaded.position)
         keys, complete = dict[str, bytes](), True
         if loaded.position is not None:
@@ -145,6 +152,49 @@ class Databases:
         if loaded.restore:
             overlay.restore_at_next_start("")  # done
         return overlay
+
+    @property
+    def descriptors_to_come(self) -> int:
+        """How many descriptors databases may take that are not open yet."""
+        return max(self.open_max - self._files.open_count, 0) * PER_DATABASE
+
+    async def wait_for_room(self) -> None:
+        """Return when there is room for one more open database (G16).
+
+        What is open can be closed once it is at rest, and what it wrote is folded.
+
+        Raises:
+            StorageError: Too many are at work, and have been for ten seconds.
+        """
+        if self._files.has_room:
+            return
+        self._files.make_room()
+        if self._files.has_room:
+            return
+        try:
+            # First come, first served.
+            async with asyncio.timeout(_ROOM_SECONDS), self._room_line:
+                while not self._files.has_room:
+                    with contextlib.suppress(StorageError):
+                        await self._committer.fold()
+                    self._files.make_room()
+                    if not self._files.has_room:
+                        await asyncio.sleep(_LOOK_SECONDS)  # none has ended its turn
+        except TimeoutError:
+            detail = f"{self._files.open_count} databases are open, and all at work"
+            error = StorageError("open", detail)
+            error.outcome, error.retryable = "not_executed", True
+            error.overloaded = True
+            raise error from None
+
+    async def ready(self, overlay: Overlay | None) -> None:
+        """Return when an object's database is open, or there is room for it.
+
+        Raises:
+            StorageError: There is none, as in `wait_for_room`; nothing has run.
+        """
+        if isinstance(overlay, DatabaseOverlay) and not overlay.is_open:
+            await self.wait_for_room()
 
     def mark_unopened(self, raw_id: bytes) -> None:
         """Begin to note whether an object is opened or deleted; see `read_page`."""
@@ -204,7 +254,7 @@ class Databases:
     async def deleted(self, raw_id: bytes) -> None:
         """Remove the files of an object whose deletion is durable."""
         self._unopened.discard(raw_id)
-        await self._driver.read(DeleteDatabase(raw_id))
+        await self._remove(raw_id)
 
     def close(self) -> None:
         """Close what is open, after the last fold."""
@@ -217,11 +267,27 @@ class Databases:
 
     async def _make_way(self, raw_id: bytes) -> None:
         """Remove what an object of this id has left behind that was deleted."""
+        while raw_id in self._removals:
+            # Once they are gone, no removal may come that was meant for them.
+            await asyncio.wait(self._removals[raw_id])
         if any(change.deleted for change in self._committer.pending(raw_id)):
             # Its last turns may be on their way into its history, even now.
-            await self._driver.read(DeleteDatabase(raw_id))
+            await self._remove(raw_id)
         else:
             delete_files(self._directory, raw_id)
+
+    async def _remove(self, raw_id: bytes) -> None:
+        """Remove an object's files, to the end even if nobody waits for it."""
+        removal = asyncio.ensure_future(self._driver.read(DeleteDatabase(raw_id)))
+        self._removals.setdefault(raw_id, set()).add(removal)
+
+        def removed(_: asyncio.Future[None]) -> None:
+            self._removals[raw_id].discard(removal)
+            if not self._removals[raw_id]:
+                del self._removals[raw_id]
+
+        removal.add_done_callback(removed)
+        await asyncio.shield(removal)
 
     async def _restore(self, raw_id: bytes, bookmark: str) -> None:
         # A seal of nobody: its ticket is the number of the restored state, and must not

@@ -56,7 +56,7 @@ class ReplyRow(Struct, frozen=True, array_like=True, gc=False):
     """The kept answer to one request identity."""
 
     request_id: str
-    reply: bytes
+    reply: bytes  # empty: it is dropped
     expires_at_ms: int
 
 
@@ -115,6 +115,6 @@ def decode_batch(batch: bytes) -> list[Seal]:
     """
     try:
         return _decoder.decode(batch)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         message = f"a row of the log is not a batch: {error}"
         raise DecodeError(message) from error

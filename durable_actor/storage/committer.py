@@ -37,6 +37,7 @@ from durable_actor.errors import (
     StorageFullError,
 )
 from durable_actor.log import get_logger
+from durable_actor.seldom import Seldom
 from durable_actor.storage.batch import EventRow, Seal, encode_batch
 from durable_actor.storage.fold import ObjectChange
 from durable_actor.storage.ports import (
@@ -83,6 +84,7 @@ class Committer:
         driver: ShardDriver,
         *,
         on_failure: Callable[[StorageError, int], None],
+        on_space: Callable[[], None] = lambda: None,
         on_events: Callable[[Sequence[EventRow]], None] = lambda _: None,
         on_folded: Callable[[bytes, WalPosition], None] = lambda _, __: None,
         log_bytes_max: int = 8 * 1024 * 1024,
@@ -90,6 +92,7 @@ class Committer:
     ) -> None:
         self._driver = driver
         self._on_failure = on_failure
+        self._on_space = on_space  # the disk was full, and takes writes again
         self._on_events = on_events
         self._on_folded = on_folded  # pages of this object's database, up to there
         self._log_bytes_max = log_bytes_max
@@ -110,6 +113,8 @@ class Committer:
         self._failed: list[tuple[int, int]] = []  # ticket ranges that never were
         self.failure: StorageError | None = None
         self.is_full = False
+        self._probe_timer: asyncio.TimerHandle | None = None
+        self._full_lines = Seldom()
         self._fresh: dict[bytes, ObjectChange] = {}
         self._folding: dict[bytes, ObjectChange] = {}
         self._log_bytes = 0
@@ -232,6 +237,17 @@ class Committer:
                     if owner == raw_id:
                         yield seal
 
+    def fail(self, error: StorageFailedError) -> None:
+        """Acknowledge nothing more: a write or sync beside the shard's has failed."""
+        if self.failure is None:
+            self._give_up(_Gathering(), error)
+
+    def look_for_space(self) -> None:
+        """Try whether a full disk takes writes again; done every second by itself."""
+        is_tried = self._in_flight is not None or bool(self._gathering.seals)
+        if self.is_full and self.failure is None and not is_tried:
+            self.seal(Seal(num=0))  # of nobody; if it fails, the next try is planned
+
     def watch(
         self, raw_id: bytes, prefix: str = "", *, read_state: ReadState | None = None
     ) -> Watch:
@@ -274,6 +290,7 @@ class Committer:
         work the next time, without having worked.
         """
         self._cancel_fold_timer()
+        self._cancel_probe()
         while self._in_flight is not None or self._gathering.seals:
             self._flush()
             if self._in_flight is None:
@@ -283,6 +300,7 @@ class Committer:
         if self._fold_task is not None:
             await asyncio.wait([self._fold_task])
         self._cancel_fold_timer()
+        self._cancel_probe()
         for task in list(self._load_tasks):
             await asyncio.wait([task])
         if self.failure is None:
@@ -293,6 +311,7 @@ class Committer:
     async def drop(self) -> None:
         """Stop without committing what is gathered, as a crash would."""
         self._cancel_fold_timer()
+        self._cancel_probe()
         self.failure = StorageFailedError("commit", "the store was dropped")
         waits = (*self._load_tasks, self._planned, self._in_flight, self._fold_task)
         tasks = [task for task in waits if task is not None]
@@ -347,7 +366,7 @@ class Committer:
                 raise
             return
         self._in_flight = self._in_flight_group = None
-        self.is_full = False
+        was_full, self.is_full = self.is_full, False
         self.durable_ticket = last_ticket
         self._committed_ticket = last_ticket
         self.groups += 1
@@ -358,6 +377,8 @@ class Committer:
         # The next group may start before anyone hears of this one.
         self._flush()
         _tell(group.settled, None)
+        if was_full:
+            self._space_is_back()
         self._plan_fold()
 
     async def _room_in_log(self) -> None:
@@ -382,11 +403,17 @@ class Committer:
                 self.is_full = True
                 self._note_failed(first_failed, self.last_ticket)
                 self.durable_ticket = self.last_ticket
+                self._plan_probe()
             else:
                 self.failure = error
-            log.error(
-                "storage.commit_failed", operation=error.operation, error=str(error)
-            )
+            kept_back = self._full_lines.kept_back() if self.failure is None else 0
+            if kept_back is not None:
+                log.error(
+                    "storage.commit_failed",
+                    operation=error.operation,
+                    error=str(error),
+                    kept_back=kept_back,
+                )
             if self.failure is not None:
                 self.watches.end(self.failure)
             try:
@@ -394,6 +421,27 @@ class Committer:
             except Exception:
                 log.exception("storage.callback_failed")
         _tell([*group.settled, *later.settled], error)
+
+    def _plan_probe(self) -> None:
+        """Find out by ourselves when there is space again, if nobody else writes."""
+        if self._probe_timer is None:
+            loop = asyncio.get_running_loop()
+            self._probe_timer = loop.call_later(_FULL_RETRY_SECONDS, self._probe)
+
+    def _probe(self) -> None:
+        self._probe_timer = None
+        self.look_for_space()
+
+    def _cancel_probe(self) -> None:
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+            self._probe_timer = None
+
+    def _space_is_back(self) -> None:
+        self._cancel_probe()
+        self._full_lines = Seldom()  # the next time is news
+        log.info("storage.space_is_back")
+        _tell([lambda _: self._on_space()], None)
 
     def _note_failed(self, first: int, last: int) -> None:
         """Remember tickets that never were; one range while the disk stays full."""
@@ -455,7 +503,11 @@ class Committer:
         try:
             await self._driver.fold()
         except StorageFullError as error:
-            log.warning("storage.fold_postponed", reason="disk full")
+            kept_back = self._full_lines.kept_back()
+            if kept_back is not None:
+                log.warning(
+                    "storage.fold_postponed", reason="disk full", kept_back=kept_back
+                )
             self._fold_task = None
             loop = asyncio.get_running_loop()
             self._fold_timer = loop.call_later(_FULL_RETRY_SECONDS, self._fold_if_idle)

@@ -66,6 +66,11 @@ class DatabaseOverlay(Overlay):
             raise self.reset
         return self._file.database
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the database is open; else its next use opens it."""
+        return self._file.opened is not None
+
     # -- keys ---------------------------------------------------------------
 
     def lookup(self, key: str) -> bytes | UnsetType | None:

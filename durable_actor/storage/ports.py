@@ -33,6 +33,7 @@ class ShardOptions(Struct, frozen=True, kw_only=True):
     hydrate_bytes_max: int = HYDRATE_BYTES_MAX
     history_bytes_max: int = 256 * 1024 * 1024  # of one object's database
     history_ms_max: int = 30 * 24 * 3_600_000
+    ballast_bytes: int = 0
     synchronous: str = "FULL"  # NORMAL and OFF only as controls that must fail
 
 

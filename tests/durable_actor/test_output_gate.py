@@ -11,7 +11,6 @@ import pytest
 from durable_actor import (
     DurableActorError,
     DurableObject,
-    ObjectResetError,
     StorageFailedError,
     StorageFullError,
     interleave,
@@ -120,7 +119,7 @@ async def open_bench(driver: DriverKind = "thread") -> AsyncIterator[Bench]:
 
 
 @pytest.mark.parametrize("driver", ["thread", "process"])
-async def test_a_reply_waits_for_the_writes_before_it(driver: DriverKind) -> None:
+async def test_g1_a_reply_waits_for_the_writes_before_it(driver: DriverKind) -> None:
     async with open_bench(driver) as bench:
         bench.disk.pause()
         reply = asyncio.ensure_future(bench.a.deposit(5))
@@ -130,7 +129,7 @@ async def test_a_reply_waits_for_the_writes_before_it(driver: DriverKind) -> Non
         assert await reply == 5
 
 
-async def test_a_reply_that_only_read_waits_for_the_write_it_saw() -> None:
+async def test_g1_a_reply_that_only_read_waits_for_the_write_it_saw() -> None:
     async with open_bench() as bench:
         bench.disk.pause()
         writing = asyncio.ensure_future(bench.a.deposit(5))
@@ -236,7 +235,7 @@ async def test_a_lost_write_also_breaks_who_heard_of_it() -> None:
         bench.disk.resume()
         wrote, looked = await results([writing, looking])
         assert isinstance(wrote, DurableActorError)
-        assert isinstance(looked, ObjectResetError)
+        assert isinstance(looked, StorageFullError)
         assert looked.outcome == "failed"
         assert await bench.a.look_at("b") == 0
 
@@ -251,7 +250,7 @@ async def test_a_message_whose_sender_lost_its_write_is_not_delivered() -> None:
         await bench.test.settle()
         bench.disk.resume()
         moved = (await results([moving]))[0]
-        assert isinstance(moved, ObjectResetError)
+        assert isinstance(moved, StorageFullError)
         bench.scene.open("busy")
         assert await busy == 0
         await bench.test.settle()

@@ -63,7 +63,9 @@ from durable_actor.storage.sql.wal import (
     PAGE_BYTES,
     WalPosition,
     WalSegment,
+    check_database,
     create_database,
+    note_checkpoint,
     repair,
     wal_path,
 )
@@ -79,6 +81,8 @@ _SPARE_PAGES = 1_024  # beyond the limit, so that it is met between two statemen
 _SHRINKING = ("DELETE", "DROP")
 _COMMIT = "COMMIT"
 _CHECKPOINT = "PRAGMA wal_checkpoint(PASSIVE)"
+_CHECK_BYTES_MAX = 16 * 1024 * 1024  # at each opening: a millisecond for a megabyte
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _DISK_STATEMENTS = (_COMMIT, _CHECKPOINT)
 _FATAL = frozenset(
     {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
@@ -145,6 +149,8 @@ class Database:
         path: Path,
         position: WalPosition | None,
         limits: SqlLimits | None = None,
+        *,
+        check_bytes_max: int | None = _CHECK_BYTES_MAX,
     ) -> Database:
         """Repair the files, then open the database, creating it if it is new.
 
@@ -153,6 +159,8 @@ class Database:
             position: The end of the last segment known to be durable; None: there never
                 was one, and whatever lies at the path goes.
             limits: What statements and the file may be.
+            check_bytes_max: The pages of a larger file are not all compared with their
+                checksums; None: of any file.
 
         Raises:
             CorruptionError: Durable bytes are missing or changed.
@@ -162,6 +170,8 @@ class Database:
         limits = limits or SqlLimits()
         try:
             repair(path, position)
+            if position is not None:
+                check_database(path, position, bytes_max=check_bytes_max)
             if not path.exists():
                 create_database(path)
         except OSError as error:
@@ -454,6 +464,10 @@ class Database:
                 self._run(f"DROP {word} {quoted}")
         self._run("DELETE FROM _cf_KV")
 
+    def run_trusted(self, sql: str, values: Sequence[SqlValue] = ()) -> None:
+        """Run a statement of an import in this turn: none of its limits applies."""
+        self._run(sql, values)
+
     # -- the file ------------------------------------------------------------
 
     @property
@@ -482,6 +496,17 @@ class Database:
             error = StorageFailedError("checkpoint", detail)
             self._fail(error)
             raise error
+        try:
+            note_checkpoint(self.path, self._position)
+        except (OSError, CorruptionError) as cause:
+            if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
+                # The next one tries again. Until then the WAL must not begin anew.
+                full = StorageFullError("checkpoint", "the disk is full")
+                self._fail(full)
+                raise full from cause
+            error = StorageFailedError("checkpoint", f"{self.path}: {cause}")
+            self._fail(error)
+            raise error from cause
 
     def close(self, durable: WalPosition | None) -> None:
         """Close the database.
@@ -539,6 +564,7 @@ class Database:
             self._run(f"PRAGMA max_page_count={pages_max}")
             page_bytes = self._run("PRAGMA page_size")[0][0]
             self._look_for_keys()
+            self._link.has_read = True
         except SqlError as error:
             raise StorageFailedError("open", f"{self.path}: {error}") from error
         if page_bytes != PAGE_BYTES:

@@ -12,9 +12,10 @@ Theory of operation
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
-from durable_actor.errors import SqlError, StorageError
+from durable_actor.errors import SqlError, StorageError, StorageFailedError
 from durable_actor.log import get_logger
 from durable_actor.storage.sql.database import Database
 from durable_actor.storage.sql.statements import SqlLimits
@@ -56,6 +57,8 @@ class SqlFiles:
         self.directory = directory
         self.limits = limits or SqlLimits()
         self._open_max = open_max
+        # Told of a write or sync that failed where nobody waits (G13).
+        self.on_failure: Callable[[StorageFailedError], None] = lambda _: None
         # Invariant: the files whose database is open, the one used last at the end.
         self._open: OrderedDict[Path, SqlFile] = OrderedDict()
 
@@ -85,6 +88,19 @@ class SqlFiles:
         """Whether more are open than allowed, because too few of them are idle."""
         return len(self._open) > self._open_max
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may be opened."""
+        return len(self._open) < self._open_max
+
+    def make_room(self) -> None:
+        """Close idle ones, those used longest ago first, until one may be opened."""
+        for file in list(self._open.values()):
+            if self.has_room:
+                break
+            if file.is_idle:
+                file.release()
+
     def is_open(self, raw_id: bytes) -> bool:
         """Whether an object's database is open."""
         return database_path(self.directory, raw_id) in self._open
@@ -106,8 +122,8 @@ class SqlFiles:
         try:
             is_copied = file.checkpoint_beyond(checkpoint_bytes)
         except StorageError as error:
-            # Everything is in the WAL still. Its owner hears of it, if it matters.
-            log.warning("sql.not_checkpointed", file=file.path.name, error=str(error))
+            # Everything is in the WAL still.
+            self.not_checkpointed(file, error)
             return 0
         database = file.opened
         return 0 if is_copied or database is None else database.wal_bytes
@@ -123,6 +139,12 @@ class SqlFiles:
         for file in list(self._open.values()):
             file.abandon()
 
+    def not_checkpointed(self, file: SqlFile, error: StorageError) -> None:
+        """Tell of a checkpoint that failed, and of a failing disk. For `SqlFile`."""
+        log.warning("sql.not_checkpointed", file=file.path.name, error=str(error))
+        if isinstance(error, StorageFailedError):
+            self.on_failure(error)
+
     def note_use(self, file: SqlFile) -> None:
         """Put a file at the end of the line. For `SqlFile`."""
         self._open.move_to_end(file.path)
@@ -132,11 +154,7 @@ class SqlFiles:
         if file.path in self._open:
             detail = f"{file.path.name} is still open for an earlier activation"
             raise SqlError("open", detail)
-        for other in list(self._open.values()):
-            if len(self._open) < self._open_max:
-                break
-            if other.is_idle:
-                other.release()
+        self.make_room()
         self._open[file.path] = file
 
     def note_closed(self, file: SqlFile) -> None:
@@ -215,7 +233,7 @@ class SqlFile:
         except StorageError as error:
             # It was abandoned instead, which loses nothing. Whoever made room for
             # another object has no use for this error.
-            log.warning("sql.not_checkpointed", file=self.path.name, error=str(error))
+            self._files.not_checkpointed(self, error)
         self._remove_if_empty(database)
 
     def abandon(self) -> None:

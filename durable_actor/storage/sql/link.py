@@ -9,12 +9,13 @@ connection, and close it at its own end, so a link knows all of them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from durable_actor.errors import StorageError, StorageFailedError
@@ -25,7 +26,12 @@ from durable_actor.storage.sql.statements import (
     Statement,
     refusal,
 )
-from durable_actor.storage.sql.wal import WalPosition, WalTail, aside_path
+from durable_actor.storage.sql.wal import (
+    WalPosition,
+    WalTail,
+    aside_path,
+    wal_path,
+)
 
 _STATEMENTS_KEPT = 64  # compiled
 
@@ -45,6 +51,9 @@ class Link:
         self._path = path
         self._pid = os.getpid()
         self._raw: set[sqlite3.Cursor] = set()
+        # Until SQLite has read the database, it takes one that was moved for an empty
+        # one, and removes its WAL.
+        self.has_read = False
         self.guard = Guard()
         self.tail = WalTail(path, position)
         try:
@@ -92,9 +101,26 @@ class Link:
             self._keep_open()  # nobody can open it in this process any more, but safe
             return
         try:
-            self.connection.close()
+            with self._wal_moved_aside():
+                self.connection.close()
         finally:
             aside.rename(self._path)
+
+    @contextlib.contextmanager
+    def _wal_moved_aside(self) -> Iterator[None]:
+        if self.has_read:
+            yield
+            return
+        wal = wal_path(self._path)
+        try:
+            wal.rename(aside_path(wal))
+        except FileNotFoundError:
+            yield
+            return
+        try:
+            yield
+        finally:
+            aside_path(wal).rename(wal)
 
     def _keep_open(self) -> None:
         """Let nothing close the connection for as long as the process lives."""

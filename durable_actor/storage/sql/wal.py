@@ -38,6 +38,15 @@ from msgspec import Struct
 
 from durable_actor.errors import CorruptionError
 from durable_actor.storage.integrity import sync_directory
+from durable_actor.storage.sql.sums import (
+    Sums,
+    check_pages,
+    merged,
+    read_sums,
+    sums_of,
+    sums_path,
+    write_sums,
+)
 
 PAGE_BYTES = 4096  # of every database we make
 HEADER_BYTES = 32  # of a WAL
@@ -304,33 +313,119 @@ def sync(path: Path) -> None:
 
     A database without a WAL was closed in order, and SQLite has synced it.
     """
-    try:
-        fd = os.open(wal_path(path), _READ_FLAGS)
-    except FileNotFoundError:
-        pass
-    else:
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    wal = wal_path(path)
+    for one in (wal, aside_path(wal)):
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(one, _READ_FLAGS)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
     with contextlib.suppress(FileNotFoundError):
         _sync_folders(path)
 
 
 def delete_database(path: Path) -> None:
     """Remove a database that is not open, and everything beside it."""
-    for one in (path, wal_path(path), aside_path(path)):
+    wal = wal_path(path)
+    for one in (path, wal, aside_path(path), aside_path(wal), sums_path(path)):
         one.unlink(missing_ok=True)
+
+
+def wal_pages(path: Path, end: int) -> tuple[dict[int, int], int]:
+    """Return each page in a WAL with the checksum of its newest image, and the size.
+
+    Args:
+        path: The database's; it may be open, as only its WAL is read.
+        end: Of the WAL, in bytes.
+
+    Returns:
+        The size is that of the database in pages after the last commit, 0 without one.
+    """
+    pages: dict[int, int] = {}
+    count = 0
+    try:
+        file = wal_path(path).open("rb")
+    except FileNotFoundError:
+        return pages, count
+    with file:
+        file.seek(HEADER_BYTES)
+        for _ in range((end - HEADER_BYTES) // FRAME_BYTES):
+            frame = file.read(FRAME_BYTES)
+            page, database_pages = struct.unpack_from(">II", frame)
+            pages[page] = zlib.crc32(frame[FRAME_HEADER_BYTES:])
+            count = database_pages or count
+    return pages, count
+
+
+def check_database(path: Path, position: WalPosition, *, bytes_max: int | None) -> None:
+    """Check the pages that are not in the WAL, of a database that was just repaired.
+
+    One that is larger than `bytes_max` is only checked for having all it should have.
+
+    Raises:
+        CorruptionError: A page changed, or the WAL is missing.
+    """
+    sums = read_sums(path)
+    covered, count = wal_pages(path, position.end)
+    if not covered:
+        if sums is None or (sums.generation, sums.end) != (
+            position.generation,
+            position.end,
+        ):
+            message = f"{path}: it was not closed in order, and its WAL is missing"
+            raise CorruptionError(message)
+        count = len(sums.pages)
+    if bytes_max is not None and path.stat().st_size > bytes_max:
+        merged(sums, covered, count)
+    else:
+        check_pages(path, sums, covered, count)
+
+
+def note_checkpoint(path: Path, position: WalPosition | None) -> None:
+    """Write down what a checkpoint has left in the database; it may be open.
+
+    Raises:
+        OSError: The file cannot be written.
+        CorruptionError: What an earlier checkpoint left is not known.
+    """
+    if position is None:
+        return
+    old = read_sums(path)
+    if old is not None and (old.generation, old.end) == (
+        position.generation,
+        position.end,
+    ):
+        return
+    in_wal, count = wal_pages(path, position.end)
+    pages = merged(old, in_wal, count)
+    write_sums(path, Sums(position.generation, position.end, pages))
+
+
+def adopt(path: Path, position: WalPosition) -> None:
+    """Write the checksums of a database that an earlier release has left without.
+
+    Taken on trust: there is nothing to compare it with. It is not open anywhere.
+    """
+    _bring_back(path)
+    if sums_path(path).exists() or not _is_database(path):
+        return
+    generation, end = position.generation, position.end
+    with contextlib.suppress(FileNotFoundError), wal_path(path).open("rb") as file:
+        if file.read(HEADER_BYTES)[16:24] == generation:
+            generation, end = bytes(8), 0  # what the checkpoint before has left
+    write_sums(path, Sums(generation, end, sums_of(path)))
 
 
 def _bring_back(path: Path) -> None:
     """Undo what a crash in the middle of abandoning a connection has left."""
-    aside = aside_path(path)
-    if aside.exists():
-        if path.exists():
-            message = f"{aside} and {path} both exist; one of them is not ours"
-            raise CorruptionError(message)
-        aside.rename(path)
+    for one in (wal_path(path), path):
+        aside = aside_path(one)
+        if aside.exists():
+            if one.exists():
+                message = f"{aside} and {one} both exist; one of them is not ours"
+                raise CorruptionError(message)
+            aside.rename(one)
 
 
 def _trim(wal: Path, fd: int, position: WalPosition) -> bool:

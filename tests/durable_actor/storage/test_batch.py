@@ -66,7 +66,10 @@ def test_what_a_turn_did_not_touch_takes_no_room() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\x91", b"\x01", b"\x91\x80", b"\xc1", msgspec.msgpack.encode([{"o": "x"}])],
+    [
+        *(b"", b"\x91", b"\x01", b"\x91\x80", b"\xc1", b"\x91\x82\xa1\xff\x01"),
+        msgspec.msgpack.encode([{"o": "x"}]),
+    ],
 )
 def test_what_is_no_batch_is_recognised(data: bytes) -> None:
     with pytest.raises(DecodeError, match="not a batch"):

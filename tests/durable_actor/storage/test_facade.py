@@ -457,7 +457,7 @@ async def test_none_is_a_value_and_not_an_absence(owner: Owner) -> None:
 
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
-async def test_keys_values_and_batches_have_bounds(owner: Owner, extra: int) -> None:
+async def test_s9_keys_values_and_batches_have_bounds(owner: Owner, extra: int) -> None:
     limits = owner.limits
     key = "k" * (limits.key_bytes_max + extra)
     wide_key = "é" * (limits.key_bytes_max // 2 - 1) + "k" * (2 + extra)

@@ -16,7 +16,7 @@ texts = st.text(edges | st.characters(exclude_categories=["Cs"]), max_size=4)
 @example(prefix="\ud7ff", text="\ue000")
 @example(prefix="\U0010ffff", text="\U0010ffff\U0010ffff")
 @example(prefix="a\U0010ffff", text="b")
-def test_a_text_has_a_prefix_exactly_if_it_lies_in_its_range(
+def test_s7_a_text_has_a_prefix_exactly_if_it_lies_in_its_range(
     prefix: str, text: str
 ) -> None:
     for candidate in (text, prefix + text):

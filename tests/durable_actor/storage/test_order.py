@@ -18,7 +18,7 @@ rounds = st.lists(
 
 
 @given(before=st.lists(keys, max_size=200), rounds=rounds, reverse=st.booleans())
-def test_a_range_is_what_sorting_all_keys_would_give(
+def test_s7_a_range_is_what_sorting_all_keys_would_give(
     before: list[str],
     rounds: list[tuple[list[tuple[bool, str]], str, str | None]],
     reverse: bool,

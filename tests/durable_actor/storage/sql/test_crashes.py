@@ -33,7 +33,8 @@ A = TypeVar("A")
 State = tuple[tuple[str, ...], int]  # texts of the rows, and what the alarm counts
 NOTHING: State = ((), 0)
 FAR_MS = 10_000_000_000_000
-CONFIG = Config(storage=StorageConfig(wal_grow_bytes=0))
+# Each copy is read and written whole, so there is nothing in it that holds no data.
+CONFIG = Config(storage=StorageConfig(wal_grow_bytes=0, ballast_bytes=0))
 
 
 class Account(DurableObject, storage="sqlite"):

@@ -216,7 +216,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("query", REFUSED)
-def test_a_statement_that_is_not_on_a_list_is_refused(
+def test_s8_a_statement_that_is_not_on_a_list_is_refused(
     used: Database, query: str
 ) -> None:
     with pytest.raises(SqlError):
@@ -262,12 +262,12 @@ def test_transactions_are_pointed_to_where_they_are(used: Database, query: str) 
         "CREATE TRIGGER g AFTER INSERT ON t BEGIN SELECT RAISE(ROLLBACK, 'x'); END",
     ],
 )
-def test_no_statement_can_undo_the_turn(used: Database, query: str) -> None:
+def test_s8_no_statement_can_undo_the_turn(used: Database, query: str) -> None:
     with pytest.raises(SqlError, match="undo the whole turn"):
         used.exec(query)
 
 
-def test_our_own_statements_cannot_be_run_from_the_cache(used: Database) -> None:
+def test_s8_our_own_statements_cannot_be_run_from_the_cache(used: Database) -> None:
     """A compiled statement is kept under its text, and not authorized again."""
     used.read_keys(["secret"])
     used.begin()
@@ -406,6 +406,7 @@ def test_only_the_last_statement_takes_bindings(db: Database) -> None:
         ("SELECT :x AS a, :y AS b, :x AS c", [1, 2], {"a": 1, "b": 2, "c": 1}),
         ("SELECT @x AS a, $y AS b", [1, 2], {"a": 1, "b": 2}),
         ("SELECT :x AS a, @x AS b", [1, 2], {"a": 1, "b": 2}),
+        ("SELECT #x AS a, @y AS b", [1, 2], {"a": 1, "b": 2}),
         ("SELECT '?' AS a, \"?\" AS b -- ?", [], {"a": "?", "b": "?"}),
         ("SELECT ? AS a /* ? */", [1], {"a": 1}),
     ],
@@ -500,7 +501,7 @@ def test_values_and_statements_at_their_limit_are_fine(db: Database) -> None:
     assert db.exec("SELECT length(x) AS n FROM v").one() == {"n": 2_097_152}
 
 
-def test_a_statement_that_runs_too_long_is_stopped(path: Path) -> None:
+def test_s8_a_statement_that_runs_too_long_is_stopped(path: Path) -> None:
     db = Database.open(path, None, SqlLimits(statement_ms_max=50))
     started = time.monotonic()
     with pytest.raises(StorageLimitError, match="longer than 50 ms"):
