@@ -3,38 +3,31 @@
     async with connect("http://127.0.0.1:8787") as client:
         await client.namespace(Counter).get_by_name("a").increment()
 
-Arguments, results and exceptions cross with their exact types. A call that could not be
-sent fails with `outcome="not_executed"`; one whose answer was lost, with `"unknown"`:
-send it again only if running twice does no harm, or with a `request_id`.
-
-The token is, in this order: the argument, `DURABLE_ACTOR_TOKEN`, the file
-`DURABLE_ACTOR_TOKEN_FILE`; for a daemon on this machine also the file `token` in
-`DURABLE_ACTOR_DATA_DIR`, in the `storage.dir` of `./config.toml`, or in `./data`.
+Arguments, results and exceptions cross with their exact types. Each call has an
+identity, so that one whose answer was lost is sent again and still runs once; see
+`retries`. What is left after that says in its `outcome` what is known: `not_executed`,
+`failed` or `unknown`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import tomllib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    asynccontextmanager,
-    contextmanager,
-    suppress,
-)
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from hashlib import sha256
 from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlencode
+from uuid import uuid4
 
 import httpx2
 import msgspec
 
 from durable_actor import codec, remote_fetch
+from durable_actor.client_token import find_token
 from durable_actor.clock import (
     Duration,
     Instant,
@@ -51,87 +44,38 @@ from durable_actor.directory import (
     StoredKey,
     StoredPage,
 )
-from durable_actor.errors import (
-    CallTimeoutError,
-    ConfigError,
-    DecodeError,
-    TransportError,
-)
+from durable_actor.errors import DecodeError
 from durable_actor.feeds import Feed
 from durable_actor.fetch import Request as ObjectRequest
 from durable_actor.fetch import Response
 from durable_actor.ids import ObjectId
 from durable_actor.namespace import DurableObjectNamespace
-from durable_actor.remote_fetch import Pieces
+from durable_actor.retries import (
+    RETRIES,
+    Try,
+    log_retries_as_we_do,
+    send_until_known,
+)
 from durable_actor.rpc import CallOptions
 from durable_actor.storage.watches import Watch
+from durable_actor.texts import check_request_id
+from durable_actor.transport import (
+    CONNECT_TIMEOUT_SECONDS,
+    Answer,
+    HttpTransport,
+    Request,
+    Transport,
+    answer_of,
+    error_of,
+    parse_url,
+)
 
-DEFAULT_URL = "http://127.0.0.1:8787"
-CONNECT_TIMEOUT_SECONDS = 5.0
-KEEP_ALIVE_SECONDS = 30.0  # shorter than the daemon's, so that it never hangs up first
-CONNECTIONS_MAX = 256
+DEFAULT_URL: Final = "http://127.0.0.1:8787"
+_PLAIN_MAX: Final = 200  # characters of an identity that is sent as it is
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD"})  # that change nothing, by HTTP
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One request on its way to the daemon."""
-
-    method: str
-    target: str
-    body: bytes | AsyncIterator[bytes] = b""
-    headers: Mapping[str, str] | Sequence[tuple[str, str]] = field(default_factory=dict)
-    timeout_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """What the daemon answered."""
-
-    status: int
-    media_type: str
-    body: bytes
-
-
-class Transport(Protocol):
-    """Carries requests to one daemon."""
-
-    async def send(self, request: Request) -> Answer:
-        """Return the answer.
-
-        Raises:
-            TransportError: No answer; `outcome` says whether the request may have run.
-            CallTimeoutError: No answer in time.
-        """
-        ...
-
-    def stream(
-        self, request: Request
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Send a request and return its answer piece by piece, as long as it goes on.
-
-        Raises:
-            TransportError: No answer, or not to its end.
-            DurableActorError: The answer was a problem.
-        """
-        ...
-
-    async def exchange(
-        self, request: Request
-    ) -> tuple[int, list[tuple[str, str]], Pieces]:
-        """Send a request and return the status, the headers and the body to come.
-
-        Raises:
-            TransportError: No answer; `outcome` says whether the request may have run.
-            CallTimeoutError: No answer in time.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Close the connections."""
-        ...
 
 
 class WorkflowClients(Protocol[T_co]):
@@ -145,9 +89,18 @@ class WorkflowClients(Protocol[T_co]):
 class Client:
     """A daemon. Made by `connect()`; a `Router` for the stubs of its namespaces."""
 
-    def __init__(self, transport: Transport, *, timeout_ms: int | None = None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        timeout_ms: int | None = None,
+        retries: int = RETRIES,
+        request_ids: bool = True,
+    ) -> None:
         self._transport = transport
         self._timeout_ms = timeout_ms
+        self._retries = retries
+        self._request_ids = request_ids
         self._feeds: set[Feed] = set()
         # Those that the daemon has not answered yet, by the object they watch.
         self._opening: dict[bytes, Feed] = {}
@@ -188,30 +141,59 @@ class Client:
         Raises:
             TransportError: The daemon could not be reached, or went away.
             CallTimeoutError: No answer in time.
+            ReplyExpiredError: The answer was lost, and by now the daemon's memory of
+                it too; the call may have run.
             UnauthorizedError: The daemon refused the token.
             DurableActorError: What an embedded host would raise.
             Exception: What the method raised.
         """
         if self._opening:
             await self._until_watching(target)
-        timeout_ms = options.timeout_ms or self._timeout_ms
-        headers = {"Content-Type": wire.EXACT}
+        path = _call_path(target, method)
+        body = codec.encode([list(args), kwargs])
+        request_id = uuid4().hex if self._request_ids else None
         if options.request_id is not None:
-            headers[wire.REQUEST_ID_HEADER] = options.request_id
-        if timeout_ms is not None:
-            headers[wire.TIMEOUT_HEADER] = str(timeout_ms)
-        answer = await self._transport.send(
-            Request(
-                method="POST",
-                target=_call_path(target, method),
-                body=codec.encode([list(args), kwargs]),
-                headers=headers,
-                timeout_ms=timeout_ms,
+            request_id = _header_of(check_request_id(options.request_id))
+
+        async def send(attempt: Try) -> object:
+            headers = {"Content-Type": wire.EXACT}
+            if request_id is not None:
+                headers[wire.REQUEST_ID_HEADER] = request_id
+                if attempt.sent_ms_ago:
+                    headers[wire.SENT_AGO_HEADER] = str(attempt.sent_ms_ago)
+            if attempt.timeout_ms is not None:
+                headers[wire.TIMEOUT_HEADER] = str(attempt.timeout_ms)
+            answer = await self._transport.send(
+                Request(
+                    method="POST",
+                    target=path,
+                    body=body,
+                    headers=headers,
+                    timeout_ms=attempt.timeout_ms,
+                )
             )
+            if answer.status == HTTPStatus.OK and answer.media_type == wire.EXACT:
+                return codec.decode(answer.body)
+            raise error_of(answer)
+
+        return await self._send_until_known(
+            send, options, runs_once=request_id is not None
         )
-        if answer.status == HTTPStatus.OK and answer.media_type == wire.EXACT:
-            return codec.decode(answer.body)
-        raise _error_of(answer)
+
+    async def _send_until_known(
+        self,
+        send: Callable[[Try], Awaitable[T]],
+        options: CallOptions,
+        *,
+        runs_once: bool,
+    ) -> T:
+        retries = self._retries if options.retries is None else options.retries
+        return await send_until_known(
+            send,
+            retries=retries,
+            timeout_ms=options.timeout_ms or self._timeout_ms,
+            runs_once=runs_once,
+        )
 
     async def fetch(
         self, target: ObjectId, request: ObjectRequest, options: CallOptions
@@ -226,22 +208,30 @@ class Client:
         """
         if self._opening:
             await self._until_watching(target)
-        timeout_ms = options.timeout_ms or self._timeout_ms
-        status, headers, pieces = await self._transport.exchange(
-            Request(
-                method=request.method,
-                target=remote_fetch.path_of(target, request),
-                body=await remote_fetch.content_of(request),
-                headers=remote_fetch.headers_of(target, request, timeout_ms),
-                timeout_ms=timeout_ms,
+        path = remote_fetch.path_of(target, request)
+        content = await remote_fetch.content_of(request)
+
+        async def send(attempt: Try) -> Response:
+            left_ms = attempt.timeout_ms
+            status, headers, pieces = await self._transport.exchange(
+                Request(
+                    method=request.method,
+                    target=path,
+                    body=content,
+                    headers=remote_fetch.headers_of(target, request, left_ms),
+                    timeout_ms=left_ms,
+                )
             )
-        )
-        by_name = {name.lower(): value for name, value in headers}
-        if wire.OBJECT_HEADER.lower() in by_name:
-            return await remote_fetch.response_of(status, headers, pieces)
-        body = b"".join([piece async for piece in pieces])
-        media_type = by_name.get("content-type", "").partition(";")[0].strip()
-        raise _error_of(Answer(status=status, media_type=media_type, body=body))
+            by_name = {name.lower(): value for name, value in headers}
+            if wire.OBJECT_HEADER.lower() in by_name:
+                return await remote_fetch.response_of(status, headers, pieces)
+            body = b"".join([piece async for piece in pieces])
+            raise error_of(answer_of(status, by_name, body))
+
+        if not isinstance(content, bytes):  # read as it is sent, and gone then
+            options = replace(options, retries=0)
+        # A response is not kept, whatever its method: what may have run is not sent.
+        return await self._send_until_known(send, options, runs_once=False)
 
     def watch(self, target: ObjectId, prefix: str = "") -> Watch:
         """Follow one object's state from now on; see `DurableObject.watch`.
@@ -378,18 +368,25 @@ class Client:
             DurableActorError: The answer was a problem.
         """
         headers = {} if body is None else {"Content-Type": wire.JSON}
-        answer = await self._transport.send(
-            Request(
-                method=method,
-                target=target,
-                body=b"" if body is None else msgspec.json.encode(body),
-                headers=headers,
-                timeout_ms=self._timeout_ms,
+        content = b"" if body is None else msgspec.json.encode(body)
+
+        async def send(attempt: Try) -> dict[str, Any]:
+            answer = await self._transport.send(
+                Request(
+                    method=method,
+                    target=target,
+                    body=content,
+                    headers=headers,
+                    timeout_ms=attempt.timeout_ms,
+                )
             )
+            if answer.status != HTTPStatus.OK:
+                raise error_of(answer)
+            return _json_object(answer)
+
+        return await self._send_until_known(
+            send, CallOptions(), runs_once=method in _SAFE_METHODS
         )
-        if answer.status != HTTPStatus.OK:
-            raise _error_of(answer)
-        return msgspec.json.decode(answer.body, type=dict[str, Any])
 
     async def close(self) -> None:
         """Close the connections."""
@@ -405,14 +402,23 @@ async def connect(
     token: str | None = None,
     token_file: str | Path | None = None,
     timeout: Duration | None = None,
+    retries: int = RETRIES,
+    request_ids: bool = True,
 ) -> AsyncIterator[Client]:
     """Open a client of the daemon at `url`.
 
     Args:
         url: `http://host:port`, `https://host:port` or `unix:/path/to/socket`.
-        token: The bearer token; found by itself for a daemon on this machine.
+        token: The bearer token; found by itself for a daemon on this machine, see
+            `client_token`.
         token_file: A file that holds it.
-        timeout: How long each call may take unless it says otherwise.
+        timeout: How long each call may take unless it says otherwise, with all its
+            tries and the waits between them.
+        retries: How often a call is sent again if that is safe; 0 for never. Without
+            a daemon, three of them take about a second.
+        request_ids: Give each call an identity, by which the daemon keeps its reply
+            (G6). Without, a call is not sent again when it may have run, and a call
+            that only reads writes nothing.
 
     Raises:
         ConfigError: The address or the token file cannot be used.
@@ -422,179 +428,17 @@ async def connect(
     found = token or find_token(
         token_file, is_local=socket_path is not None or _is_loopback(base_url)
     )
-    client = Client(HttpTransport(base_url, socket_path, found), timeout_ms=timeout_ms)
+    log_retries_as_we_do()
+    client = Client(
+        HttpTransport(base_url, socket_path, found),
+        timeout_ms=timeout_ms,
+        retries=retries,
+        request_ids=request_ids,
+    )
     try:
         yield client
     finally:
         await client.close()
-
-
-class HttpTransport:
-    """HTTP/1.1 over kept connections."""
-
-    def __init__(
-        self, base_url: httpx2.URL, socket_path: str | None, token: str | None
-    ) -> None:
-        self._base_url = base_url
-        self._where = socket_path or str(base_url)
-        self._headers = {"Accept-Encoding": "identity"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
-        self._http = httpx2.AsyncHTTPTransport(
-            uds=socket_path,
-            trust_env=False,
-            limits=httpx2.Limits(
-                max_connections=CONNECTIONS_MAX,
-                max_keepalive_connections=CONNECTIONS_MAX,
-                keepalive_expiry=KEEP_ALIVE_SECONDS,
-            ),
-        )
-        # What goes on for long must not take the connections of the calls.
-        self._streams = httpx2.AsyncHTTPTransport(
-            uds=socket_path,
-            trust_env=False,
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=0),
-        )
-
-    async def send(self, request: Request) -> Answer:
-        """Send one request; see `Transport`."""
-        prepared = self._prepared(request)
-        seconds = None if request.timeout_ms is None else request.timeout_ms / 1_000
-        try:
-            async with asyncio.timeout(seconds):
-                with self._told():
-                    response = await self._http.handle_async_request(prepared)
-                    try:
-                        body = await response.aread()
-                    finally:
-                        await response.aclose()
-        except TimeoutError:
-            message = f"no answer from {self._where} within {request.timeout_ms} ms"
-            raise CallTimeoutError(message) from None
-        return _answer(response, body)
-
-    @asynccontextmanager
-    async def stream(self, request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Send one request and return its answer in pieces; see `Transport`."""
-        prepared = self._prepared(request)
-        with self._told():
-            response = await self._streams.handle_async_request(prepared)
-        try:
-            if response.status_code != HTTPStatus.OK:
-                raise _error_of(_answer(response, await response.aread()))
-            with self._told():
-                yield response.aiter_raw()
-        finally:
-            await response.aclose()
-
-    async def exchange(
-        self, request: Request
-    ) -> tuple[int, list[tuple[str, str]], Pieces]:
-        """Send one request and return its answer as it comes; see `Transport`."""
-        prepared = self._prepared(request)
-        seconds = None if request.timeout_ms is None else request.timeout_ms / 1_000
-        try:
-            async with asyncio.timeout(seconds):
-                with self._told():
-                    response = await self._streams.handle_async_request(prepared)
-        except TimeoutError:
-            message = f"no answer from {self._where} within {request.timeout_ms} ms"
-            raise CallTimeoutError(message) from None
-        pieces = Pieces(response.aiter_raw(), response.aclose, self._told)
-        return response.status_code, response.headers.multi_items(), pieces
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Let failures of the connection be told as ours."""
-        try:
-            yield
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            message = (
-                f"no daemon answers at {self._where} ({error!r});"
-                " start one with `durable-actor serve`"
-            )
-            raise TransportError(message, outcome="not_executed") from error
-        except httpx2.TransportError as error:
-            message = f"{self._where} went away before it answered: {error!r}"
-            raise TransportError(message, outcome="unknown") from error
-
-    def _prepared(self, request: Request) -> httpx2.Request:
-        return httpx2.Request(
-            request.method,
-            self._base_url,
-            headers=[*self._headers.items(), *_pairs(request.headers)],
-            content=request.body,
-            extensions={
-                "target": request.target.encode("ascii"),
-                "timeout": {"connect": CONNECT_TIMEOUT_SECONDS},
-            },
-        )
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
-        await self._streams.aclose()
-
-
-def parse_url(url: str) -> tuple[httpx2.URL, str | None]:
-    """Return the base address, and the path of the socket if it is one.
-
-    Raises:
-        ConfigError: Not an address of a daemon.
-    """
-    if url.startswith("unix:"):
-        path = url.removeprefix("unix:").removeprefix("//")
-        if path:
-            return httpx2.URL("http://localhost"), path
-    else:
-        try:
-            parsed = httpx2.URL(url)
-        except httpx2.InvalidURL:
-            parsed = httpx2.URL("")
-        if parsed.scheme in ("http", "https") and parsed.host:
-            return parsed, None
-    message = f"{url!r} is no address; write http://127.0.0.1:8787 or unix:/path"
-    raise ConfigError(message)
-
-
-def find_token(token_file: str | Path | None, *, is_local: bool) -> str | None:
-    """Return the token to use when none was given, or None if there is none.
-
-    A token found on this machine's disk is only for a daemon on this machine.
-
-    Raises:
-        ConfigError: The file that was named cannot be read.
-    """
-    if token_file is None:
-        if token := os.environ.get("DURABLE_ACTOR_TOKEN"):
-            return token
-        token_file = os.environ.get("DURABLE_ACTOR_TOKEN_FILE")
-    if token_file is not None:
-        try:
-            return Path(token_file).read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            message = f"the token file {str(token_file)!r} cannot be read: {error}"
-            raise ConfigError(message) from error
-    if is_local:
-        for directory in _data_directories():
-            try:
-                return (directory / "token").read_text().strip()
-            except (OSError, UnicodeDecodeError):
-                continue
-    return None
-
-
-def _data_directories() -> list[Path]:
-    directories = []
-    if named := os.environ.get("DURABLE_ACTOR_DATA_DIR"):
-        directories.append(Path(named))
-    try:
-        config = tomllib.loads(Path("config.toml").read_text())
-        directories.append(Path(config["storage"]["dir"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # no such file, or one that says nothing of it: look where it usually is
-    directories.append(Path("data"))
-    return directories
 
 
 def _is_loopback(url: httpx2.URL) -> bool:
@@ -606,10 +450,12 @@ def _is_loopback(url: httpx2.URL) -> bool:
         return False
 
 
-def _pairs(
-    headers: Mapping[str, str] | Sequence[tuple[str, str]],
-) -> Sequence[tuple[str, str]]:
-    return list(headers.items()) if isinstance(headers, Mapping) else headers
+def _header_of(request_id: str) -> str:
+    """Return an identity as the daemon takes it: short, and what a header may hold."""
+    fits = request_id.isascii() and request_id.isprintable()
+    if fits and request_id == request_id.strip() and len(request_id) <= _PLAIN_MAX:
+        return request_id
+    return f"sha256:{sha256(request_id.encode()).hexdigest()}"
 
 
 def _call_path(target: ObjectId, method: str) -> str:
@@ -622,23 +468,8 @@ def _object_segments(target: ObjectId) -> str:
     return f"{wire.segment(target.namespace)}/{name}"
 
 
-def _answer(response: httpx2.Response, body: bytes) -> Answer:
-    media_type = response.headers.get("content-type", "")
-    return Answer(
-        status=response.status_code,
-        media_type=media_type.partition(";")[0].strip(),
-        body=body,
-    )
-
-
-def _error_of(answer: Answer) -> BaseException:
-    if answer.media_type == wire.EXACT_ERROR:
-        try:
-            return codec.loads_error(answer.body)
-        except DecodeError as error:
-            return error
-    if answer.media_type == wire.PROBLEM:
-        return wire.error_of(answer.status, answer.body)
-    return TransportError(
-        f"HTTP status {answer.status} without a problem document; is this a daemon?"
-    )
+def _json_object(answer: Answer) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(answer.body, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DecodeError(f"the daemon's answer cannot be read: {error}") from error

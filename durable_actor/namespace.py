@@ -117,6 +117,7 @@ class DurableObjectNamespace(Generic[T]):
         *,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        retries: int | None = None,
     ) -> T:
         """Return a stub at once, without I/O.
 
@@ -124,6 +125,9 @@ class DurableObjectNamespace(Generic[T]):
             id: An id of this namespace.
             timeout: How long each call may take; then `CallTimeoutError`.
             request_id: Identity of the call: sent twice, it runs once.
+            retries: How often a client sends each call again if that is safe; None
+                leaves it to the client. In the host's own process nothing is lost on
+                the way, and nothing sent again.
 
         Raises:
             TypeError: Not an id.
@@ -138,10 +142,11 @@ class DurableObjectNamespace(Generic[T]):
         if id.namespace != self.name:
             self._space.adopt(id.raw, id.name)
         options = DEFAULT_OPTIONS
-        if timeout is not None or request_id is not None:
+        if timeout is not None or request_id is not None or retries is not None:
             options = CallOptions(
                 timeout_ms=None if timeout is None else duration_ms(timeout),
                 request_id=request_id,
+                retries=retries,
             )
         # The stub answers every public method of T by sending a call, so to the type
         # checker it is a T; that is the whole point of a stub.
@@ -153,10 +158,14 @@ class DurableObjectNamespace(Generic[T]):
         *,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        retries: int | None = None,
     ) -> T:
         """Return the stub of the object with this name; see `get`."""
         return self.get(
-            self._space.from_name(name), timeout=timeout, request_id=request_id
+            self._space.from_name(name),
+            timeout=timeout,
+            request_id=request_id,
+            retries=retries,
         )
 
     idFromName = id_from_name

@@ -23,6 +23,8 @@ class CallOptions:
 
     timeout_ms: int | None = None  # None: as long as it takes
     request_id: str | None = None  # the same id runs once; a repeat gets the kept reply
+    sent_ms_ago: int = 0  # of a repeat: since the call was sent first; 0: it is none
+    retries: int | None = None  # how often a client sends it again; a host never does
 
 
 DEFAULT_OPTIONS = CallOptions()

@@ -26,10 +26,13 @@ from durable_actor import (
     ObjectOverloadedError,
     TransportError,
     UnauthorizedError,
+    codec,
     connect,
 )
-from durable_actor.client import find_token, parse_url
+from durable_actor.client_token import find_token
+from durable_actor.daemon import wire
 from durable_actor.daemon.listening import Listen
+from durable_actor.transport import HttpTransport, Request, error_of, parse_url
 from tests.durable_actor.daemon.serving import Serving, open_serving
 from workflows import Step, WorkflowFailedError, create_durable_workflows, workflow
 
@@ -59,6 +62,13 @@ class Shop(DurableObject):
 
     async def echo(self, value: Any) -> Any:
         return value
+
+    async def increment_and_answer_badly(self) -> object:
+        @dataclass
+        class Local:
+            value: int
+
+        return Local(await self.increment())
 
     async def buy(self, sku: str) -> None:
         raise SoldOutError(sku, 0)
@@ -182,7 +192,8 @@ async def test_an_error_of_ours_keeps_its_answers(client: Client) -> None:
     assert error.overloaded
     assert not error.retryable
     assert error.remote
-    assert error.outcome == "not_executed"
+    assert error.outcome == "failed"  # the method ran, and raised it
+    assert error.retry_after_ms in (1_000, 2_000)  # spread, in whole seconds
     assert error.object_class == "Shop"
 
 
@@ -216,6 +227,40 @@ async def test_an_argument_that_cannot_be_sent_is_refused_here(client: Client) -
 async def test_arguments_that_are_too_large_are_refused(client: Client) -> None:
     with pytest.raises(BadArgumentsError, match="at most 1048576"):
         await client.namespace(Shop).get_by_name("a").echo(b"x" * 2_000_000)
+
+
+@pytest.mark.parametrize("depth", [65, 100, 800, 5_000, 100_000])
+async def test_g18_arguments_that_are_too_deep_are_refused(
+    serving: Serving, depth: int
+) -> None:
+    transport = HttpTransport(*parse_url(serving.url), serving.token)
+    body = codec.encode([])[:1] + b"\x92\x91" + b"\x91" * depth + b"\xc0\x80"
+    request = Request(
+        method="POST",
+        target="/v1/objects/Shop/a/echo",
+        body=body,
+        headers={"Content-Type": wire.EXACT},
+    )
+    answer = await transport.send(request)
+    await transport.close()
+
+    assert answer.status == 400
+    assert getattr(error_of(answer), "outcome", None) == "not_executed"
+
+
+@pytest.mark.parametrize("request_ids", [True, False])
+async def test_g4_an_answer_that_cannot_be_sent_is_a_call_that_ran(
+    serving: Serving, request_ids: bool
+) -> None:
+    async with connect(
+        serving.url, token=serving.token, request_ids=request_ids
+    ) as client:
+        shop = client.namespace(Shop).get_by_name("a")
+        with pytest.raises(EncodeError) as caught:
+            await shop.increment_and_answer_badly()
+
+        assert caught.value.outcome == "failed"
+        assert await shop.increment() == 2
 
 
 async def test_a_wrong_token_is_refused(serving: Serving) -> None:

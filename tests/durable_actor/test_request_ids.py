@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 
 from durable_actor import (
+    BadArgumentsError,
+    CallOptions,
     Config,
     DurableObject,
+    EncodeError,
     ObjectDeadlockError,
+    ObjectOverloadedError,
+    ReplyExpiredError,
     StorageFullError,
 )
 from durable_actor.config import StorageConfig
+from durable_actor.storage.ports import ReadReplies
 from durable_actor.storage.store import DriverKind
 from durable_actor.testing import TestHost, open_test_host
 from tests.support.drivers import take_over
@@ -44,6 +50,10 @@ class Till(DurableObject):
     async def answer(self, value: Any) -> Any:
         await self.pay(1)
         return value
+
+    async def pay_elsewhere(self) -> None:
+        await self.pay(1)
+        raise ObjectOverloadedError("1000 events wait", object_class="Elsewhere")
 
     async def answer_badly(self) -> object:
         await self.pay(1)
@@ -231,3 +241,131 @@ async def test_the_same_id_for_another_method_is_another_call() -> None:
         assert await stub.left() == "left"
         assert await stub.right() == "right"
         assert await stub.left() == "left"
+
+
+FEW = Config(storage=StorageConfig(replies_per_object_max=3))
+
+
+async def replies_on_disk(test: TestHost) -> set[str]:
+    await test.host.committer.fold()
+    num = (await test.host.committer.load(till_id(test))).num
+    rows = await test.host.driver.read(ReadReplies(num))
+    return {row.request_id.removeprefix("pay:") for row in rows}
+
+
+def till_id(test: TestHost) -> bytes:
+    return test.host.namespace(Till).id_from_name("a").raw
+
+
+async def pay_again(test: TestHost, request_id: str, sent_ms_ago: int) -> object:
+    """Repeat a payment as a client does, saying when it was sent first."""
+    options = CallOptions(request_id=request_id, sent_ms_ago=sent_ms_ago)
+    target = test.host.namespace(Till).id_from_name("a")
+    return await test.host.call(target, "pay", (1,), {}, options)
+
+
+async def test_g6_the_replies_of_one_object_are_bounded_on_disk_and_counted() -> None:
+    async with open_test_host(config=FEW) as test:
+        for n in range(5):
+            await till(test, f"r{n}").pay(1)
+        assert await replies_on_disk(test) == {"r2", "r3", "r4"}
+        assert test.host.stats().replies_kept == 5
+        assert test.host.stats().replies_dropped == 2
+        assert await till(test, "r2").pay(1) == 3
+        assert test.host.stats().replies_repeated == 1
+        await test.restart()
+        assert await replies_on_disk(test) == {"r2", "r3", "r4"}
+
+
+async def test_g6_a_reply_dropped_in_the_log_is_not_found_after_a_crash() -> None:
+    async with open_test_host(config=FEW) as test:
+        for n in range(5):
+            await till(test, f"r{n}").pay(1)
+        await test.crash()
+        await test.start()
+        with pytest.raises(ReplyExpiredError):
+            await pay_again(test, "r0", 1_000)
+        assert await pay_again(test, "r4", 1_000) == 5
+        assert await till(test).total() == 5
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_g6_a_repeat_out_of_the_window_runs_nothing_and_is_unknown(
+    *, restarted: bool
+) -> None:
+    async with open_test_host(config=FEW) as test:
+        await till(test, "first").pay(1)
+        await test.advance("1 second")
+        for n in range(5):
+            await till(test, f"r{n}").pay(1)
+            await test.advance("1 second")
+        if restarted:
+            await test.restart()
+        with pytest.raises(ReplyExpiredError) as caught:
+            await pay_again(test, "first", 6_000)
+        assert caught.value.outcome == "unknown"
+        assert not caught.value.retryable
+        assert await till(test).total() == 6
+        assert test.host.stats().replies_expired == 1
+
+
+async def test_g6_a_repeat_of_a_call_that_never_arrived_runs() -> None:
+    async with open_test_host(config=FEW) as test:
+        for n in range(5):
+            await till(test, f"r{n}").pay(1)
+            await test.advance("1 second")
+        # Sent after `r2` was answered, so its reply would still be there.
+        assert await pay_again(test, "new", 1_500) == 6
+        assert await pay_again(test, "new", 1_600) == 6
+
+
+async def test_g6_a_repeat_after_a_day_is_unknown() -> None:
+    async with open_test_host() as test:
+        assert await pay_again(test, "r1", 0) == 1
+        await test.advance("1 day")
+        with pytest.raises(ReplyExpiredError):
+            await pay_again(test, "r1", 24 * 3_600_000 + 1)
+        assert await till(test).total() == 1
+
+
+@pytest.mark.parametrize("folded", [False, True])
+async def test_g6_large_replies_are_read_again_instead_of_kept_in_memory(
+    *, folded: bool
+) -> None:
+    values = [bytes([n]) * 50_000 for n in range(4)]
+    async with open_test_host() as test:
+        for n, value in enumerate(values):
+            assert await till(test, f"r{n}").answer(value) == value
+        if folded:
+            await test.host.committer.fold()
+        for n, value in enumerate(values):
+            assert await till(test, f"r{n}").answer(b"") == value
+        assert await till(test).total() == 4
+
+
+async def test_g4_an_error_from_elsewhere_does_not_say_that_the_call_never_ran() -> (
+    None
+):
+    async with open_test_host() as test:
+        for request_id in (None, "r1", "r1"):
+            with pytest.raises(ObjectOverloadedError) as caught:
+                await till(test, request_id).pay_elsewhere()
+            assert caught.value.overloaded
+            assert caught.value.outcome == "failed"
+        assert await till(test).total() == 2
+
+
+async def test_g4_arguments_that_do_not_fit_are_not_executed() -> None:
+    async with open_test_host() as test:
+        for request_id in (None, "r1"):
+            with pytest.raises(BadArgumentsError) as caught:
+                await till(test, request_id).pay(1, 2)  # type: ignore[call-arg]
+            assert caught.value.outcome == "not_executed"
+
+
+async def test_g4_an_answer_that_cannot_be_told_is_a_failure() -> None:
+    async with open_test_host() as test:
+        for request_id in (None, "r1"):
+            with pytest.raises(EncodeError) as caught:
+                await till(test, request_id).answer_badly()
+            assert caught.value.outcome == "failed"

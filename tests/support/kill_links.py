@@ -61,6 +61,7 @@ class Setup:
     driver: DriverKind
     is_embedded: bool = False
     acknowledges_early: bool = False  # the control
+    listen: str = "127.0.0.1:0"
 
     @property
     def ledger(self) -> Path:
@@ -77,7 +78,7 @@ class Setup:
             script = ["-m", "tests.support.kill_loop_child", data]
             return [sys.executable, *script, "--driver", self.driver, "--app", module]
         script = ["-m", "durable_actor", "serve", "--config", str(HERE / f"{app}.toml")]
-        where = ["--data-dir", data, "--listen", "127.0.0.1:0"]
+        where = ["--data-dir", data, "--listen", self.listen]
         return [sys.executable, *script, *where]
 
     @property
@@ -138,6 +139,11 @@ class Life:
                 message = f"the process ended with {status} at its start:\n{text}"
                 raise RuntimeError(message)
         raise AssertionError  # the loop has no end
+
+    @property
+    def token(self) -> str:
+        """What the daemon wants to be shown."""
+        return self._token
 
     async def connect(self) -> Link:
         """Return a link for one client."""
