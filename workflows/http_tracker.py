@@ -5,7 +5,8 @@ with back-off. So events wait in the outbox while the collector is away, and no 
 does.
 
 The body is `{"events": [...]}`. Only the configured address is ever asked: redirects
-are not followed, and of the answer only the status counts.
+are not followed, and of the answer only the status counts. What a URL has of secrets,
+its user, password and query, is in no error and so in no log.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import asyncio
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx2
 import msgspec
@@ -66,6 +67,7 @@ class HttpBatchTracker:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.endpoint = endpoint
+        self._shown = _without_secrets(parts)
         self._headers = {**(headers or {}), "Content-Type": "application/json"}
         self._batch_size = batch_size
         self._timeout_seconds = duration_ms(timeout) / 1_000
@@ -107,7 +109,7 @@ class HttpBatchTracker:
             yield _body(rows)
 
     async def _post(self, body: bytes) -> None:
-        began_at_ms = self._clock.now_ms()
+        began_ms = self._clock.elapsed_ms()
         failures = 0
         while True:
             try:
@@ -115,7 +117,7 @@ class HttpBatchTracker:
                 return
             except TrackerError as error:
                 failures += 1
-                elapsed_ms = self._clock.now_ms() - began_at_ms
+                elapsed_ms = self._clock.elapsed_ms() - began_ms
                 delay_ms = self._retry.next_delay_ms(
                     failures, error, elapsed_ms, self._random
                 )
@@ -131,13 +133,13 @@ class HttpBatchTracker:
                     await _drain(answer)
         except TimeoutError as error:
             detail = f"no answer within {self._timeout_seconds:g} seconds"
-            raise TrackerError(self.endpoint, detail) from error
+            raise TrackerError(self._shown, detail) from error
         except httpx2.HTTPError as error:
             detail = f"{type(error).__name__}: {error}"
-            raise TrackerError(self.endpoint, detail) from error
+            raise TrackerError(self._shown, detail) from error
         if answer.status_code not in _STATUS_OK:
             detail = f"answered {answer.status_code}"
-            raise TrackerError(self.endpoint, detail, status=answer.status_code)
+            raise TrackerError(self._shown, detail, status=answer.status_code)
 
     async def _connected(self) -> httpx2.AsyncClient:
         loop = asyncio.get_running_loop()
@@ -158,6 +160,12 @@ class HttpBatchTracker:
 
 
 HttpTracker = HttpBatchTracker
+
+
+def _without_secrets(parts: SplitResult) -> str:
+    """Return an address as it may be logged: no user, no password, no query."""
+    _, _, host = parts.netloc.rpartition("@")
+    return f"{parts.scheme}://{host}{parts.path}"
 
 
 def _body(rows: list[bytes]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from durable_actor.daemon.loader import Served, ServedClass
-from durable_actor.daemon.problems import nearest, refuse
+from durable_actor.daemon.problems import nearest, no_class, refuse
 from durable_actor.daemon.routing import Incoming
 from durable_actor.ids import IdSpace, ObjectId
 
@@ -18,11 +18,7 @@ def class_of(served: Served, name: str) -> ServedClass:
     """
     found = served.find(name)
     if found is None:
-        raise refuse(
-            "unknown_class",
-            f"There is no class {name[:100]!r} here.",
-            nearest(name, served.names()),
-        )
+        raise no_class(name, nearest(name, served.names()))
     return found
 
 

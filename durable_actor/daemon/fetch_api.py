@@ -31,6 +31,7 @@ from durable_actor.log import get_logger
 from durable_actor.rpc import CallOptions
 
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_LOOKING: Final = ("GET", "OPTIONS")  # HEAD is GET without its body
 PATH: Final = "/objects/{class}/{name}/{path}"
 _EVENTS: Final = "text/event-stream"
 SUBPROTOCOL: Final = (
@@ -67,6 +68,7 @@ class FetchApi:
                 name=f"fetchObject{method.capitalize()}",
                 summary=f"{method} whatever the object's own `fetch` answers.",
                 handler=self.fetch,
+                verb="read" if method in _LOOKING else "write",
                 headers={
                     wire.BY_HEADER: "What {name} is: `name` (the default) or `id`.",
                     wire.TIMEOUT_HEADER: "How long to wait for the head of the answer.",

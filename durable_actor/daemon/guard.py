@@ -17,37 +17,59 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from durable_actor.daemon.problems import Problem, ProblemError, problem_of, refuse
+from durable_actor.daemon.grants import NOBODY, OWNER, Grant, Grants, set_grant
+from durable_actor.daemon.problems import (
+    RETRY_AFTER_MS,
+    Problem,
+    ProblemError,
+    problem_of,
+    refuse,
+)
 from durable_actor.errors import HostClosedError
+from durable_actor.memory import Memory
 
 OPEN_PATHS = frozenset({b"/livez", b"/readyz"})
 DRAINING_PATHS = OPEN_PATHS | {b"/metrics"}  # still answered while the daemon drains
 STREAMED_PATHS = b"/objects/"  # where an object reads the body, piece by piece
 TOKEN_SUBPROTOCOL = "bearer."  # noqa: S105  # what stands before the token
 _BYTES_PER_SECOND_MIN = 1_024  # of a streamed body; a slower caller is given up
-_LINGER_SECONDS = 1.0
+_LINGER_SECONDS = 0.75  # after a deadline; in all less than a second late
 _DIGITS_MAX = 18  # of a Content-Length: below 2**63, and int() is quick
+# 503, not 429: it is the process that has too much, not this caller.
+_CROWDED = Problem(
+    status=503,
+    code="overloaded",
+    detail="The bodies of all requests are as many bytes as they may be.",
+    hint="Wait before you try again; http.bodies_bytes_max is the limit, with"
+    " objects.memory_bytes_max.",
+    overloaded=True,
+    retry_after_ms=RETRY_AFTER_MS,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardPolicy:
     """What the guard enforces."""
 
-    token: str
+    token: str  # of the owner, who may do everything
+    grants: Callable[[], Grants] = dict  # of further tokens, as they are now
     hosts: frozenset[str]  # exact values of Host, in lower case, with the port
     origins: frozenset[str] = frozenset()
     body_bytes_max: int = 1_048_576
+    bodies_bytes_max: int = 268_435_456  # of all requests together, as they are read
     fetch_body_bytes_max: int = 104_857_600  # of what an object's `fetch` reads
     header_bytes_max: int = 8_192
     headers_max: int = 64
     target_bytes_max: int = 8_192
     body_timeout_ms: int = 30_000
+    memory: Memory | None = None  # of the process, which bodies are a part of
 
 
 class BodyRefusedError(ProblemError):
@@ -70,8 +92,9 @@ class Guard:
     ) -> None:
         self._app = app
         self._policy = policy
-        self._token = policy.token.encode()
+        self._owner = hashlib.sha256(policy.token.encode()).digest()
         self._is_draining = is_draining
+        self._held = HeldBodies(policy.bodies_bytes_max, policy.memory)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse the request, or pass it on."""
@@ -85,8 +108,12 @@ class Guard:
             self._admit(scope)
             if self._is_draining() and scope["raw_path"] not in DRAINING_PATHS:
                 raise ProblemError(problem_of(HostClosedError("It is draining.")))
-            watched = self._watched(receive, self._limits_of(scope["raw_path"]))
-            await self._app(scope, watched, send)
+            limits = self._limits_of(scope["raw_path"])
+            watched = WatchedBody(receive, limits, self._held)
+            try:
+                await self._app(scope, watched, send)
+            finally:
+                watched.release()
         except BodyRefusedError as error:
             rest = receive if error.is_more_coming else None
             await _hang_up(error.problem, send, rest)
@@ -123,11 +150,12 @@ class Guard:
                     f"Requests from the page {_shown(origin)} are not allowed.",
                     "List its origin under http.allowed_origins to allow it.",
                 )
+        set_grant(scope, NOBODY)
         if scope["raw_path"] not in OPEN_PATHS:
             credentials = _all(headers, b"authorization")
             if not credentials:
                 credentials = _offered_tokens(scope)
-            self._check_token(credentials)
+            set_grant(scope, self._grant_for(credentials))
 
     def _check_size(self, scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
         policy = self._policy
@@ -197,11 +225,17 @@ class Guard:
                 " under http.allowed_hosts.",
             )
 
-    def _check_token(self, credentials: list[str]) -> None:
+    def _grant_for(self, credentials: list[str]) -> Grant:
         scheme, _, token = credentials[0].partition(" ") if credentials else ("",) * 3
-        # The comparison takes the same time whatever was sent, and always happens.
-        same = hmac.compare_digest(token.encode("latin-1"), self._token)
-        if len(credentials) != 1 or scheme.lower() != "bearer" or not same:
+        # Digests are compared: they have one length, and say nothing of the token. It
+        # takes the same time whatever was sent, and always happens.
+        digest = hashlib.sha256(token.encode("latin-1")).digest()
+        found = OWNER if hmac.compare_digest(digest, self._owner) else None
+        if found is None:
+            for known, grant in self._policy.grants().items():
+                if hmac.compare_digest(digest, known):
+                    found = grant
+        if len(credentials) != 1 or scheme.lower() != "bearer" or found is None:
             raise refuse(
                 "unauthorized",
                 "The request has no valid bearer token.",
@@ -209,51 +243,7 @@ class Guard:
                 " that the ready line names.",
                 WWW_Authenticate="Bearer",
             )
-
-    def _watched(self, receive: Receive, limits: BodyLimits) -> Receive:
-        """Return a `receive` that ends a body which is too large or too slow.
-
-        A body that is read at once has a deadline. One that an object reads piece by
-        piece, when it comes to it, is given up when waiting for it took too long for
-        what has come.
-        """
-        received, is_complete = 0, False
-        loop = asyncio.get_running_loop()
-        begun_at, waited = loop.time(), 0.0
-
-        def expires_at() -> float | None:
-            if is_complete:
-                return None  # whoever asks again waits for the caller to leave
-            patience = limits.timeout_ms / 1_000
-            if not limits.is_streamed:
-                return begun_at + patience
-            return loop.time() + patience + received / _BYTES_PER_SECOND_MIN - waited
-
-        async def watched() -> Message:
-            nonlocal received, is_complete, waited
-            asked_at = loop.time()
-            try:
-                async with asyncio.timeout_at(expires_at()):
-                    message = await receive()
-            except TimeoutError:
-                refusal = refuse(
-                    "body_timeout",
-                    f"After {limits.timeout_ms} ms only {received} bytes of"
-                    " the body were here.",
-                    "Send it faster, or raise http.body_timeout_ms.",
-                )
-                raise BodyRefusedError(refusal.problem, is_more_coming=False) from None
-            waited += loop.time() - asked_at
-            received += len(message.get("body", b""))
-            more = bool(message.get("more_body"))
-            if received > limits.bytes_max:
-                raise BodyRefusedError(
-                    _too_large("more", limits).problem, is_more_coming=more
-                )
-            is_complete = not more
-            return message
-
-        return watched
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +253,96 @@ class BodyLimits:
     bytes_max: int
     timeout_ms: int
     is_streamed: bool
+
+
+class HeldBodies:
+    """How many bytes of bodies are in memory, of all requests together."""
+
+    def __init__(self, bytes_max: int, memory: Memory | None) -> None:
+        self.bytes_max = bytes_max
+        self.bytes = 0
+        self._memory = memory
+
+    def keep(self, size: int) -> bool:
+        """Count a piece; whether there was room for it."""
+        self.bytes += size
+        if self._memory is None:
+            return self.bytes <= self.bytes_max
+        self._memory.bodies_bytes += size
+        return self.bytes <= self.bytes_max and self._memory.has_room(0)
+
+    def release(self, size: int) -> None:
+        """Count these pieces no longer."""
+        self.bytes -= size
+        if self._memory is not None:
+            self._memory.bodies_bytes -= size
+
+
+class WatchedBody:
+    """A `receive` that ends a body which is too large or too slow, or one too many.
+
+    A body that is read at once has a deadline, and is counted until its request ends.
+    One that an object reads piece by piece, when it comes to it, is given up when
+    waiting for it took too long for what has come.
+    """
+
+    def __init__(self, receive: Receive, limits: BodyLimits, held: HeldBodies) -> None:
+        self._receive = receive
+        self._limits = limits
+        self._held = held
+        self._loop = asyncio.get_running_loop()
+        self._begun_at = self._loop.time()
+        self._waited = 0.0
+        self._received = 0
+        self._is_complete = False
+
+    async def __call__(self) -> Message:
+        """Return the next piece.
+
+        Raises:
+            BodyRefusedError: There is to be no next piece.
+        """
+        asked_at = self._loop.time()
+        try:
+            async with asyncio.timeout_at(self._expires_at()):
+                message = await self._receive()
+        except TimeoutError:
+            refusal = refuse(
+                "body_timeout",
+                f"After {self._limits.timeout_ms} ms only {self._received} bytes of"
+                " the body were here.",
+                "Send it faster, or raise http.body_timeout_ms.",
+            )
+            raise BodyRefusedError(refusal.problem, is_more_coming=True) from None
+        self._waited += self._loop.time() - asked_at
+        self._keep(len(message.get("body", b"")), message)
+        self._is_complete = not message.get("more_body")
+        return message
+
+    def _keep(self, size: int, message: Message) -> None:
+        self._received += size
+        more = bool(message.get("more_body"))
+        if self._received > self._limits.bytes_max:
+            problem = _too_large("more", self._limits).problem
+            raise BodyRefusedError(problem, is_more_coming=more)
+        if self._limits.is_streamed:
+            return  # a piece is gone before the next one comes
+        if not self._held.keep(size):
+            raise BodyRefusedError(_CROWDED, is_more_coming=more)
+
+    def _expires_at(self) -> float | None:
+        if self._is_complete:
+            return None  # whoever asks again waits for the caller to leave
+        patience = self._limits.timeout_ms / 1_000
+        if not self._limits.is_streamed:
+            return self._begun_at + patience
+        earned = self._received / _BYTES_PER_SECOND_MIN
+        return self._loop.time() + patience + earned - self._waited
+
+    def release(self) -> None:
+        """Count the body no longer; the request is over."""
+        if not self._limits.is_streamed:
+            self._held.release(self._received)
 
 
 def _too_large(what: str, limits: BodyLimits) -> ProblemError:
@@ -276,6 +356,7 @@ def _too_large(what: str, limits: BodyLimits) -> ProblemError:
 
 async def deny(problem: Problem, send: Send) -> None:
     """Answer the request for a WebSocket with a problem instead."""
+    problem = problem.spread()
     headers = [
         (name.lower().encode("latin-1"), value.encode("latin-1"))
         for name, value in problem.headers_to_send().items()
@@ -305,6 +386,7 @@ async def _hang_up(problem: Problem, send: Send, rest: Receive | None) -> None:
     Closing while the caller still sends makes its side drop the answer (a reset), so
     the rest of a body that is on its way is read for a moment and thrown away.
     """
+    problem = problem.spread()
     body = problem.body(None)
     headers = problem.headers_to_send()
     headers |= {"Content-Length": str(len(body)), "Connection": "close"}

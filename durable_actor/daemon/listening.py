@@ -1,9 +1,16 @@
-"""Where the daemon listens: TCP or a Unix socket, and the names it answers to there."""
+"""Where the daemon listens: TCP or a Unix socket, and the names it answers to there.
+
+A Unix socket has mode 0600 and lies in a directory that is for its owner only; who
+connects nevertheless, because a mode was changed or a descriptor was handed over, is
+recognised by the user the kernel names (S1).
+"""
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
+import struct
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,7 +20,8 @@ from durable_actor.errors import ConfigError
 
 BACKLOG = 2_048
 _PORT_MAX = 65_535
-_HTTP_PORT = 80  # left out of `Host` by those who use it
+_HTTP_PORT, _HTTPS_PORT = 80, 443  # left out of `Host` by those who use them
+_PEER = struct.Struct("3i")  # what the kernel tells of a peer: process, user, group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +109,7 @@ def _bind_tcp(listen: Listen) -> socket.socket:
 
 
 def _bind_path(path: Path) -> socket.socket:
+    _check_folder(path.parent)
     if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(str(path)) == 0:
@@ -118,20 +127,51 @@ def _bind_path(path: Path) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def _check_folder(folder: Path) -> None:
+    """Make the directory of a socket if it is absent; refuse one others can enter."""
+    if not folder.exists():
+        folder.mkdir(mode=0o700)
+        folder.chmod(0o700)  # whatever the umask
+    facts = folder.stat()
+    if facts.st_uid not in (os.geteuid(), 0) or facts.st_mode & 0o077:
+        message = (
+            f"{folder} is not for its owner only (mode"
+            f" {stat.S_IMODE(facts.st_mode):04o}); chmod 700 it, or put the socket into"
+            " a directory of its own"
+        )
+        raise OSError(message)
+
+
+def is_foreign(accepted: socket.socket) -> bool:
+    """Whether a connection through a Unix socket comes from another user.
+
+    Not root, who may do everything here anyway. Where the kernel does not say who it
+    is, the modes of socket and directory have to do.
+    """
+    if accepted.family != socket.AF_UNIX or not hasattr(socket, "SO_PEERCRED"):
+        return False
+    told = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    _, user, _ = _PEER.unpack(told)
+    return user not in (os.geteuid(), 0)
+
+
+def url_of(listener: socket.socket, *, is_tls: bool = False) -> str:
     """Return the address clients use."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name}"
     host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
-    return f"http://{host}:{name[1]}"
+    return f"{'https' if is_tls else 'http'}://{host}:{name[1]}"
 
 
-def hosts_of(listener: socket.socket) -> frozenset[str]:
+def hosts_of(listener: socket.socket, *, is_tls: bool = False) -> frozenset[str]:
     """Return the values of `Host` that mean this socket, from this machine."""
     if listener.family == socket.AF_UNIX:
         return frozenset({"localhost"})
     host, port = listener.getsockname()[:2]
-    names = {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host}
+    names = {"127.0.0.1", "localhost", "[::1]"}
+    if not ip_address(host).is_unspecified:  # which is the name of nobody
+        names.add(f"[{host}]" if ":" in host else host)
     with_port = {f"{name}:{port}" for name in names}
-    return frozenset(with_port | (names if port == _HTTP_PORT else set()))
+    default = _HTTPS_PORT if is_tls else _HTTP_PORT
+    return frozenset(with_port | (names if port == default else set()))

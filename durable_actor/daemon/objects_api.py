@@ -21,6 +21,7 @@ from durable_actor.ids import ObjectId
 from durable_actor.rpc import CallOptions
 
 REQUEST_ID_CHARS_MAX: Final = 200
+SENT_AGO_DIGITS_MAX: Final = 12  # thirty years
 PAGE_LIMIT_MAX: Final = 1_000
 PAGE_LIMIT_DEFAULT: Final = 100
 T = TypeVar("T")
@@ -103,6 +104,7 @@ class ObjectsApi:
                 name="listClasses",
                 summary="The classes this daemon serves, with their methods.",
                 handler=self.list_classes,
+                is_for_all=True,
                 response=ClassesView,
             ),
             Route(
@@ -155,9 +157,11 @@ class ObjectsApi:
                 name="callObject",
                 summary="Call a method of an object, and wait for its durable answer.",
                 handler=self.call,
+                verb="write",
                 query=BY,
                 headers={
                     wire.REQUEST_ID_HEADER: "Sent twice, the call runs once.",
+                    wire.SENT_AGO_HEADER: "Of a repeat: when it was sent first.",
                     wire.TIMEOUT_HEADER: "How long to wait, in milliseconds.",
                 },
                 request=CallRequest,
@@ -208,14 +212,14 @@ class ObjectsApi:
             raise HandlerError(error) from error
 
     async def list_classes(self, incoming: Incoming) -> Response:
-        """List what is served."""
-        del incoming
+        """List what is served, as far as it is for the caller."""
         bindings: dict[str, list[str]] = {}
         for name, served in self._served.bindings.items():
             bindings.setdefault(served.name, []).append(name)
         views = [
             ClassView(name, sorted(served.info.methods), sorted(bindings.get(name, ())))
             for name, served in sorted(self._served.classes.items())
+            if incoming.grant.covers_class(name, *bindings.get(name, ()))
         ]
         return bodies.json_response(ClassesView(views))
 
@@ -289,7 +293,22 @@ def _options(incoming: Incoming) -> CallOptions:
             f"{wire.REQUEST_ID_HEADER} is {request_id[:40]!a}.",
             f"Send 1 to {REQUEST_ID_CHARS_MAX} printable ASCII characters.",
         )
-    return CallOptions(timeout_ms=timeout_ms_of(incoming), request_id=request_id)
+    return CallOptions(
+        timeout_ms=timeout_ms_of(incoming),
+        request_id=request_id,
+        sent_ms_ago=_sent_ms_ago(incoming),
+    )
+
+
+def _sent_ms_ago(incoming: Incoming) -> int:
+    text = incoming.header(wire.SENT_AGO_HEADER) or "0"
+    if text.isascii() and text.isdigit() and len(text) <= SENT_AGO_DIGITS_MAX:
+        return int(text)
+    raise refuse(
+        "bad_request",
+        f"{wire.SENT_AGO_HEADER} is {text[:20]!a}.",
+        "Send whole milliseconds, or leave it out.",
+    )
 
 
 def _exact_arguments(value: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -314,6 +333,7 @@ def _readable(write: Callable[[object], T], result: object) -> T:
     try:
         return write(result)
     except EncodeError as error:
+        error.outcome = "failed"  # the method has run
         raise HandlerError(error) from error
 
 

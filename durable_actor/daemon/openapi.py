@@ -20,13 +20,17 @@ from durable_actor.daemon.routing import Route
 _DESCRIPTION = """\
 Durable objects and durable workflows over HTTP.
 
-Every request but `/livez` and `/readyz` needs `Authorization: Bearer TOKEN`. Names in
-paths are percent-encoded UTF-8, slashes and dots included. A failure is answered with
-`application/problem+json`: `code` says what happened, `hint` what to do, `outcome`
-whether the call ran (`not_executed`, `failed` or `unknown`). Arguments that do not fit
-a method or a workflow are a 400. An exception of an object's own code is a 500 with
-`code: "handler_error"` and `error: {"type", "message"}`, without its traceback unless
-the daemon runs with `debug`.
+Every request but `/livez` and `/readyz` needs `Authorization: Bearer TOKEN`. The token
+of the data directory may do everything. One of the tokens file has verbs (`read`,
+`write`, `admin`), which operations name as their security requirement, and covers some
+classes and workflows; others do not exist for it. Names in paths are percent-encoded
+UTF-8, slashes and dots included.
+
+A failure is answered with `application/problem+json`: `code` says what happened, `hint`
+what to do, `outcome` whether the call ran (`not_executed`, `failed` or `unknown`).
+Arguments that do not fit a method or a workflow are a 400. An exception of an object's
+own code is a 500 with `code: "handler_error"` and `error: {"type", "message"}`, without
+its traceback unless the daemon runs with `debug`.
 
 What follows `/objects/{class}/{name}` is the object's own: any status, headers and body
 that its `fetch` answers, streamed, with its id in `X-Object-Id`. A WebSocket handshake
@@ -109,8 +113,8 @@ def _operation(route: Route) -> dict[str, Any]:
             "required": False,
             **_content(wire.JSON, route.request),
         }
-    if is_open:
-        operation["security"] = []
+    # Roles of a bearer are not OpenAPI's; these are the verbs a token may have.
+    operation["security"] = [] if is_open else [{"bearer": [route.needs]}]
     return operation
 
 

@@ -21,7 +21,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import (
     WebSocketsSansIOProtocol,
 )
 from uvicorn.server import ServerState
+from websockets.frames import CloseCode, Frame
 
+from durable_actor.daemon.listening import is_foreign
 from durable_actor.daemon.problems import RETRY_AFTER_MS, Problem, refuse
 
 _CROWDED = Problem(
@@ -33,10 +35,17 @@ _CROWDED = Problem(
     retry_after_ms=RETRY_AFTER_MS,
 )
 
+_FOREIGN = refuse(
+    "forbidden",
+    "This socket is for the user who runs the daemon.",
+    "Run as that user.",
+).problem
 
 # The parser of handshakes gives up at 8,192 and 128, and says nothing.
 _HANDSHAKE_LINE_BYTES_MAX = 8_000
 _HANDSHAKE_HEADERS_MAX = 120
+
+_BYTES_PER_SECOND_MIN = 1_024  # of an answer; who takes less is given up
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -45,6 +54,44 @@ def bounded(kind: type[P], **bounds: int) -> type[P]:
     """Return a protocol with these bounds; uvicorn makes its instances itself."""
     assert set(bounds) <= set(vars(kind))
     return type(kind.__name__, (kind,), bounds)
+
+
+class Patience:
+    """Gives up a reader that takes too little of what waits for it.
+
+    Not one that is merely slow: an answer of many megabytes takes its time.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        timeout_ms: int,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._transport = transport
+        self._seconds = timeout_ms / 1_000
+        self._loop = loop
+        self._unsent = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Expect the reader to take what waits now, at some rate at least."""
+        self.end()
+        self._unsent = self._transport.get_write_buffer_size()
+        self._timer = self._loop.call_later(self._seconds, self._look)
+
+    def end(self) -> None:
+        """Expect nothing."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        taken = self._unsent - self._transport.get_write_buffer_size()
+        if taken < self._seconds * _BYTES_PER_SECOND_MIN:
+            self._transport.abort()
+        else:
+            self.begin()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -68,11 +115,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._is_in_head = True
         self._head_bytes = 0
-        self._slow_timer: asyncio.TimerHandle | None = None
+        self._patience: Patience | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base class has it
         """Begin to wait for the first request."""
         super().connection_made(transport)
+        self._patience = Patience(transport, self.write_timeout_ms, self.loop)
+        if is_foreign(transport.get_extra_info("socket")):
+            self._refuse(_FOREIGN)
+            return
         if len(self.connections) > self.connections_max:
             self._refuse(_CROWDED)
             return
@@ -81,21 +132,21 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Call the deadlines off."""
         self._head_is_over()
-        self._cancel_slow_timer()
+        if self._patience is not None:
+            self._patience.end()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Give up a caller that takes nothing of its answer for too long."""
+        """Expect the caller to take some of its answer."""
         super().pause_writing()
-        if self._slow_timer is None:
-            self._slow_timer = self.loop.call_later(
-                self.write_timeout_ms / 1_000, self.transport.abort
-            )
+        if self._patience is not None:
+            self._patience.begin()
 
     def resume_writing(self) -> None:
-        """Be patient again."""
+        """Expect nothing more."""
         super().resume_writing()
-        self._cancel_slow_timer()
+        if self._patience is not None:
+            self._patience.end()
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection to a protocol that knows WebSocket."""
@@ -119,9 +170,10 @@ class BoundedProtocol(HttpToolsProtocol):
         """Feed the parser; give up on a head that grows too long."""
         if self._head_timer is None and self._is_idle():
             self._await_head()
+        # What is neither head nor body is framing: sizes of chunks, and trailers.
         self._head_bytes += len(data)
         super().data_received(data)
-        if self._is_in_head and self._head_bytes > self.head_bytes_max:
+        if self._head_bytes > self.head_bytes_max:
             self._refuse(
                 refuse(
                     "headers_too_large",
@@ -138,6 +190,20 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_timer is None:
             self._await_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; a trailer is none, and whoever is before us has not seen it.
+
+        The list of headers has been handed on by then, so one that was added would
+        count: a token or a host that came after the body.
+        """
+        if self._is_in_head:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._head_bytes = 0
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
         """Hand the request on, if its target is a path."""
         self._head_is_over()
@@ -152,11 +218,6 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing of packages to install: the guard refuses the request."""
-
-    def _cancel_slow_timer(self) -> None:
-        if self._slow_timer is not None:
-            self._slow_timer.cancel()
-            self._slow_timer = None
 
     def _is_idle(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle  # None until the first request
@@ -184,7 +245,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         if self.transport.is_closing():
             return
-        self.transport.write(_whole_answer(problem))
+        self.transport.write(_whole_answer(problem.spread()))
         self.transport.close()
 
 
@@ -195,10 +256,17 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
     """
 
     write_timeout_ms = 30_000
+    fragments_max = 1_024
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._slow_timer: asyncio.TimerHandle | None = None
+        self._patience: Patience | None = None
+        self._closing_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take over a connection."""
+        super().connection_made(transport)
+        self._patience = Patience(self.transport, self.write_timeout_ms, self.loop)
 
     async def receive(self) -> ASGIReceiveEvent:
         """Return the next message; the end only once it is known how it ended."""
@@ -219,6 +287,24 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
                 told |= {"code": 1006, "reason": ""}
             return cast("ASGIReceiveEvent", told)
 
+    def handle_cont(self, event: Frame) -> None:
+        """Take a fragment; too many of them cost memory, even if they are empty."""
+        if self.close_sent:
+            return
+        if len(self.frames) >= self.fragments_max:
+            self.frames = []
+            self.conn.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
+            self.handle_parser_exception()
+            return
+        super().handle_cont(event)
+
+    def handle_ping(self) -> None:
+        """Answer, unless the client takes no answers: those would pile up here."""
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()
+
     def handle_parser_exception(self) -> None:
         """Close with the reason; a handshake that is none is answered with 400."""
         if self.conn.close_sent is not None:
@@ -229,15 +315,16 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.close()
 
     def pause_writing(self) -> None:
-        """Give up a reader that takes nothing for too long."""
+        """Expect the client to take some of what was sent."""
         super().pause_writing()
-        if self._slow_timer is None:
-            self._slow_timer = self._abort_later(self.write_timeout_ms / 1_000)
+        if self._patience is not None:
+            self._patience.begin()
 
     def resume_writing(self) -> None:
-        """Be patient again."""
+        """Expect nothing more."""
         super().resume_writing()
-        self._cancel_slow_timer()
+        if self._patience is not None:
+            self._patience.end()
 
     def keepalive_timeout(self) -> None:
         """Hang up on a client that does not answer pings, also if it takes nothing."""
@@ -247,22 +334,18 @@ class BoundedWebSocketProtocol(WebSocketsSansIOProtocol):
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
         """Wait only so long for what is still to be sent."""
         super().on_task_complete(task)
-        if not self.disconnected:
-            self._cancel_slow_timer()
-            self._slow_timer = self._abort_later(self.close_timeout)
+        if not self.disconnected and self._closing_timer is None:
+            self._closing_timer = self.loop.call_later(
+                self.close_timeout, self.transport.abort
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Call the deadline off."""
-        self._cancel_slow_timer()
+        """Call the deadlines off."""
+        if self._patience is not None:
+            self._patience.end()
+        if self._closing_timer is not None:
+            self._closing_timer.cancel()
         super().connection_lost(exc)
-
-    def _abort_later(self, seconds: float) -> asyncio.TimerHandle:
-        return self.loop.call_later(seconds, self.transport.abort)
-
-    def _cancel_slow_timer(self) -> None:
-        if self._slow_timer is not None:
-            self._slow_timer.cancel()
-            self._slow_timer = None
 
 
 def _whole_answer(problem: Problem) -> bytes:

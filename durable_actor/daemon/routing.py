@@ -7,7 +7,7 @@ the matcher, the OpenAPI document, and the test that walks every route without a
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -15,7 +15,8 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope
 
-from durable_actor.daemon import wire
+from durable_actor.daemon import event_stream, wire
+from durable_actor.daemon.grants import Grant, Verb, grant_of
 from durable_actor.daemon.problems import ProblemError, nearest, refuse
 
 TIMEOUT_MS_MAX = 86_400_000  # a day; whoever needs longer needs a workflow
@@ -37,6 +38,11 @@ class Incoming:
         self.scope = scope
         self.receive = receive
         self._headers: list[tuple[bytes, bytes]] = scope["headers"]
+
+    @property
+    def grant(self) -> Grant:
+        """What the caller's token allows."""
+        return grant_of(self.scope)
 
     def header(self, name: str) -> str | None:
         """Return the first header of that name."""
@@ -79,6 +85,18 @@ class Route:
     response_media_type: str = wire.JSON
     status: int = 200
     errors: tuple[int, ...] = ()
+    verb: Verb | None = None  # None: `read` for GET, and for all else `admin`
+    is_for_all: bool = False  # belongs to no class or workflow, and is no secret
+
+    @property
+    def needs(self) -> Verb:
+        """What a token must allow. A route that says nothing is for operators."""
+        return self.verb or ("read" if self.method == "GET" else "admin")
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether its answer has no end of its own."""
+        return self.response_media_type == event_stream.MEDIA_TYPE
 
 
 class Routes:
@@ -94,8 +112,29 @@ class Routes:
         Raises:
             ProblemError: 404, 405 (with `Allow`), or 400 for a name that is not UTF-8.
         """
+        is_known = False
+        for route, names, rest in self._matching(raw_path):
+            if method in _methods_of(route):
+                decoded = {key: _decode(value) for key, value in names.items()}
+                return route, decoded | rest
+            is_known = True
+        if is_known:
+            raise _not_allowed(method, self._methods(raw_path))
+        raise refuse(
+            "not_found",
+            f"There is nothing at {_shown(raw_path)}.",
+            "All paths are described at /openapi.json.",
+        )
+
+    def _methods(self, raw_path: bytes) -> list[str]:
+        found = [route for route, _, _ in self._matching(raw_path)]
+        return sorted({"OPTIONS"}.union(*map(_methods_of, found)))
+
+    def _matching(
+        self, raw_path: bytes
+    ) -> Iterator[tuple[Route, dict[str, str], dict[str, str]]]:
+        """Yield the routes of a path with their names, and the rest if one takes it."""
         segments = raw_path.decode("latin-1").split("/")
-        allowed: list[str] = []
         for pattern, route in self._split:
             rest = {}
             if route.takes_rest:
@@ -104,19 +143,8 @@ class Routes:
                 rest[last[1:-1]] = "/".join(segments[len(pattern_before) :])
             else:
                 names = _match(pattern, segments)
-            if names is None:
-                continue
-            if route.method == method or (route.method == "GET" and method == "HEAD"):
-                decoded = {key: _decode(value) for key, value in names.items()}
-                return route, decoded | rest
-            allowed.append(route.method)
-        if allowed:
-            raise _not_allowed(method, allowed)
-        raise refuse(
-            "not_found",
-            f"There is nothing at {_shown(raw_path)}.",
-            "All paths are described at /openapi.json.",
-        )
+            if names is not None:
+                yield route, names, rest
 
 
 def read_query(route: Route, query_string: bytes) -> dict[str, str]:
@@ -168,6 +196,13 @@ def timeout_ms_of(incoming: Incoming) -> int | None:
     return timeout_ms
 
 
+def _methods_of(route: Route) -> tuple[str, ...]:
+    """Return the methods a route answers. HEAD is GET without its body."""
+    if route.method == "GET" and not route.is_stream:
+        return ("GET", "HEAD")
+    return (route.method,)
+
+
 def _match(pattern: Sequence[str], segments: list[str]) -> dict[str, str] | None:
     if len(pattern) != len(segments):
         return None
@@ -192,7 +227,7 @@ def _decode(segment: str) -> str:
 
 
 def _not_allowed(method: str, allowed: list[str]) -> ProblemError:
-    names = ", ".join(sorted(set(allowed)))
+    names = ", ".join(allowed)
     return refuse(
         "method_not_allowed",
         f"{method} is not possible here.",

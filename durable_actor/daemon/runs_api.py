@@ -16,7 +16,7 @@ from starlette.responses import Response
 from durable_actor.daemon import bodies
 from durable_actor.daemon.objects_api import page_limit
 from durable_actor.daemon.ports import RunsApi
-from durable_actor.daemon.problems import nearest, refuse
+from durable_actor.daemon.problems import nearest, no_workflow, refuse
 from durable_actor.daemon.routing import Incoming, Route
 from durable_actor.errors import ConfigError
 
@@ -133,6 +133,7 @@ class RunRoutes:
                 name="runWorkflow",
                 summary="Run until done, asleep or failed; the body is the input.",
                 handler=self.run,
+                verb="write",
                 query={**_ID, "async": "`true` only queues the run."},
                 request=Any,
                 response=StartedAsOriginal,
@@ -154,6 +155,7 @@ class RunRoutes:
                 name="cancelWorkflow",
                 summary="Cancel a run before its next step.",
                 handler=self.cancel,
+                verb="write",
                 query=_ID,
                 request=CancelRequest,
                 response=Cancelled,
@@ -165,6 +167,7 @@ class RunRoutes:
                 name="listWorkflows",
                 summary="The workflows this daemon serves.",
                 handler=self.list_workflows,
+                is_for_all=True,
                 response=WorkflowsView,
             ),
             Route(
@@ -173,6 +176,7 @@ class RunRoutes:
                 name="startRun",
                 summary="Start a run, or find the one that has this id.",
                 handler=self.start_run,
+                verb="write",
                 request=StartRequest,
                 response=Started,
                 errors=start_errors,
@@ -207,6 +211,7 @@ class RunRoutes:
                 name="cancelRun",
                 summary="Cancel a run before its next step.",
                 handler=self.cancel,
+                verb="write",
                 request=CancelRequest,
                 response=Cancelled,
                 errors=start_errors,
@@ -268,9 +273,9 @@ class RunRoutes:
         return bodies.json_response(answer)
 
     async def list_workflows(self, incoming: Incoming) -> Response:
-        """List the definitions."""
-        del incoming
-        return bodies.json_response(WorkflowsView(sorted(self._api_by_name)))
+        """List the definitions, as far as they are for the caller."""
+        names = filter(incoming.grant.covers_workflow, sorted(self._api_by_name))
+        return bodies.json_response(WorkflowsView(list(names)))
 
     async def list_runs(self, incoming: Incoming) -> Response:
         """List one page of runs."""
@@ -307,11 +312,7 @@ class RunRoutes:
         api = self._api_by_name.get(name)
         if api is None:
             known = list(self._api_by_name)
-            raise refuse(
-                "unknown_workflow",
-                f"There is no workflow {name[:100]!r} here.",
-                nearest(name, known) if known else _NO_WORKFLOWS,
-            )
+            raise no_workflow(name, nearest(name, known) if known else _NO_WORKFLOWS)
         return api
 
 

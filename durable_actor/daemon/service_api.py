@@ -56,6 +56,7 @@ class ServiceApi:
                 name="livez",
                 summary="Whether the process answers.",
                 handler=self.livez,
+                is_for_all=True,
                 response=Alive,
             ),
             Route(
@@ -64,6 +65,7 @@ class ServiceApi:
                 name="readyz",
                 summary="Whether new work is taken; 503 with reasons if not.",
                 handler=self.readyz,
+                is_for_all=True,
                 response=Ready,
             ),
             Route(
@@ -81,6 +83,7 @@ class ServiceApi:
                 name="openapi",
                 summary="This description.",
                 handler=self.openapi,
+                is_for_all=True,
                 response=Any,
             ),
         ]

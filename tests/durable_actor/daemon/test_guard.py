@@ -26,7 +26,7 @@ def paths(web: Web) -> Iterator[tuple[str, str]]:
         yield route.method, path
 
 
-async def test_every_route_but_two_wants_the_token(web: Web) -> None:
+async def test_s2_every_route_but_two_wants_the_token(web: Web) -> None:
     walked = [
         (method, path) for method, path in paths(web) if path.encode() not in OPEN_PATHS
     ]
@@ -56,7 +56,7 @@ async def test_every_route_but_two_wants_the_token(web: Web) -> None:
         ["Bearer \xe9"],
     ],
 )
-async def test_anything_but_the_one_token_gets_the_same_refusal(
+async def test_s2_anything_but_the_one_token_gets_the_same_refusal(
     web: Web, credentials: list[str]
 ) -> None:
     del web.http.headers["Authorization"]
@@ -99,7 +99,7 @@ async def test_health_is_answered_without_a_token(web: Web, path: str) -> None:
         "/v1/runs/x/readyz",
     ],
 )
-async def test_only_the_exact_path_is_open(web: Web, path: str) -> None:
+async def test_s2_only_the_exact_path_is_open(web: Web, path: str) -> None:
     del web.http.headers["Authorization"]
 
     answer = await web.http.get(f"http://{HOST}{path}")
@@ -126,7 +126,7 @@ FOREIGN_HOSTS = [
 @pytest.mark.parametrize("host", FOREIGN_HOSTS)
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT", "OPTIONS", "PATCH"])
 @pytest.mark.parametrize("path", ["/livez", "/v1/objects/Till/a", "/nothing"])
-async def test_a_foreign_host_is_refused_before_anything_else(
+async def test_s4_a_foreign_host_is_refused_before_anything_else(
     web: Web, host: str, method: str, path: str
 ) -> None:
     headers = [
@@ -141,7 +141,7 @@ async def test_a_foreign_host_is_refused_before_anything_else(
     assert web.host.calls == web.host.deleted == []
 
 
-async def test_a_host_is_compared_without_case() -> None:
+async def test_s4_a_host_is_compared_without_case() -> None:
     policy = GuardPolicy(token=TOKEN, hosts=frozenset({"localhost:8787"}))
     async with open_web(policy=policy) as web:
         answer = await web.http.get("/livez", headers={"Host": "LocalHost:8787"})
@@ -151,7 +151,7 @@ async def test_a_host_is_compared_without_case() -> None:
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", f"http://{HOST}"])
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "OPTIONS"])
-async def test_a_page_of_any_origin_is_refused_by_default(
+async def test_s4_a_page_of_any_origin_is_refused_by_default(
     web: Web, origin: str, method: str
 ) -> None:
     answer = await web.http.request(
@@ -163,7 +163,7 @@ async def test_a_page_of_any_origin_is_refused_by_default(
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-async def test_an_allowed_origin_comes_in_by_its_exact_name() -> None:
+async def test_s4_an_allowed_origin_comes_in_by_its_exact_name() -> None:
     policy = GuardPolicy(
         token=TOKEN,
         hosts=frozenset({HOST}),
@@ -191,7 +191,7 @@ SMALL = GuardPolicy(
 
 @pytest.mark.parametrize(("more", "status"), [(-1, 200), (0, 200), (1, 413)])
 @pytest.mark.parametrize("is_chunked", [False, True])
-async def test_a_body_may_be_as_large_as_the_limit(
+async def test_s9_a_body_may_be_as_large_as_the_limit(
     more: int, status: int, *, is_chunked: bool
 ) -> None:
     frame = b'{"args":[""]}'
@@ -213,7 +213,7 @@ async def test_a_body_may_be_as_large_as_the_limit(
     assert answer.status_code == status
 
 
-async def test_a_body_announced_too_large_is_not_read() -> None:
+async def test_s9_a_body_announced_too_large_is_not_read() -> None:
     async with open_web(policy=SMALL) as web:
         read = 0
 
@@ -232,7 +232,7 @@ async def test_a_body_announced_too_large_is_not_read() -> None:
 
 
 @pytest.mark.parametrize(("more", "status"), [(-1, 404), (0, 404), (1, 414)])
-async def test_a_target_may_be_as_long_as_the_limit(more: int, status: int) -> None:
+async def test_s9_a_target_may_be_as_long_as_the_limit(more: int, status: int) -> None:
     async with open_web(policy=SMALL) as web:
         answer = await web.http.get("/" + "x" * (199 + more))
 
@@ -240,7 +240,7 @@ async def test_a_target_may_be_as_long_as_the_limit(more: int, status: int) -> N
 
 
 @pytest.mark.parametrize(("count", "status"), [(9, 200), (10, 200), (11, 431)])
-async def test_there_may_be_as_many_headers_as_the_limit(
+async def test_s9_there_may_be_as_many_headers_as_the_limit(
     count: int, status: int
 ) -> None:
     headers = [(b"Host", HOST.encode())]
@@ -252,7 +252,7 @@ async def test_there_may_be_as_many_headers_as_the_limit(
     assert answer.status_code == status
 
 
-async def test_headers_may_be_as_large_as_the_limit() -> None:
+async def test_s9_headers_may_be_as_large_as_the_limit() -> None:
     async with open_web(policy=SMALL) as web:
         web.http.headers.clear()
         used = len(b"Host") + len(HOST) + 4 + len(b"X") + 4
@@ -277,7 +277,7 @@ async def test_headers_may_be_as_large_as_the_limit() -> None:
         ([(b"Content-Encoding", b"gzip"), (b"Content-Length", b"2")], 415),
     ],
 )
-async def test_ambiguous_framing_is_refused(
+async def test_s12_ambiguous_framing_is_refused(
     web: Web, headers: list[tuple[bytes, bytes]], status: int
 ) -> None:
     answer = await web.http.post("/v1/objects/Till/a/add", headers=headers)
@@ -285,7 +285,7 @@ async def test_ambiguous_framing_is_refused(
     assert answer.status_code == status
 
 
-async def test_a_body_that_stops_half_way_is_given_up() -> None:
+async def test_s10_a_body_that_stops_half_way_is_given_up() -> None:
     policy = GuardPolicy(token=TOKEN, hosts=frozenset({HOST}), body_timeout_ms=20)
     arriving = [{"type": "http.request", "body": b"{", "more_body": True}]
     sent: list[Message] = []
@@ -337,7 +337,7 @@ async def test_a_draining_daemon_refuses_new_work_and_says_when_to_come_back(
     assert (await web.http.get("/metrics")).status_code == 200
 
 
-async def test_a_full_process_refuses_but_tells_how_it_is(web: Web) -> None:
+async def test_s11_a_full_process_refuses_but_tells_how_it_is(web: Web) -> None:
     web.traffic.in_flight_max = 0
 
     refused = await web.call("add", 1)

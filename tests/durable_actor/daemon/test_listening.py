@@ -56,7 +56,7 @@ def test_the_configuration_says_where() -> None:
         ("localhost.example.com", True),
     ],
 )
-def test_only_loopback_is_not_public(host: str, *, is_public: bool) -> None:
+def test_s3_only_loopback_is_not_public(host: str, *, is_public: bool) -> None:
     assert Listen(host=host).is_public is is_public
 
 
@@ -91,7 +91,7 @@ async def test_answers_are_sent_at_once() -> None:
         writer.close()
 
 
-def test_a_unix_socket_is_for_its_owner(tmp_path: Path) -> None:
+def test_s1_a_unix_socket_is_for_its_owner(tmp_path: Path) -> None:
     path = tmp_path / "sock"
     with bind(Listen(path=path)) as listener:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600

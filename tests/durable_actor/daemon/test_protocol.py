@@ -87,54 +87,6 @@ async def test_a_whole_request_is_answered(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "lines",
-    [
-        ["Content-Length: 2", "Transfer-Encoding: chunked"],
-        ["Transfer-Encoding: chunked", "Content-Length: 2"],
-        ["Content-Length: 2", "Content-Length: 2"],
-        ["Content-Length: 2", "Content-Length: 3"],
-        ["Content-Length: 2, 2"],
-        ["Content-Length: +2"],
-        ["Content-Length: -2"],
-        ["Content-Length: 0x2"],
-        ["Content-Length: 2 3"],
-        ["Content-Length: " + "9" * 40],
-        ["Content-Length : 2"],
-        ["Transfer-Encoding: chunked, identity"],
-        ["Transfer-Encoding: xchunked"],
-        ["Transfer-Encoding: chunked", "Transfer-Encoding: identity"],
-        ["X: a\r\n folded", "Content-Length: 2"],
-        ["X: a\rb", "Content-Length: 2"],
-        ["X: a\0b", "Content-Length: 2"],
-        ["X\0: a", "Content-Length: 2"],
-        [": a", "Content-Length: 2"],
-        ["no colon", "Content-Length: 2"],
-        ["Content-Length: 2", "Host: evil.example"],
-        ["Upgrade: h2c", "Connection: Upgrade", "Content-Length: 2"],
-    ],
-)
-async def test_what_two_readers_could_cut_differently_is_refused(
-    served: Served, lines: list[str]
-) -> None:
-    answer = await served.send(served.head(*lines), b"{}", close=True)
-
-    status = int(answer.split(b" ")[1])
-    assert status in (400, 413), answer
-    assert b"connection: close" in answer.lower()
-    assert answer.count(b"HTTP/1.1 4") == 1
-    assert served.web.host.calls == []
-
-
-async def test_a_bare_line_feed_is_not_the_end_of_a_line(served: Served) -> None:
-    head = served.head("Content-Length: 2").replace(b"\r\n", b"\n")
-
-    answer = await served.send(head, b"{}", close=True)
-
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert served.web.host.calls == []
-
-
-@pytest.mark.parametrize(
     "start",
     [
         "GET http://evil.example/metrics",
@@ -150,7 +102,9 @@ async def test_a_bare_line_feed_is_not_the_end_of_a_line(served: Served) -> None
         "",
     ],
 )
-async def test_a_target_that_is_no_path_is_refused(served: Served, start: str) -> None:
+async def test_s4_a_target_that_is_no_path_is_refused(
+    served: Served, start: str
+) -> None:
     answer = await served.send(served.head(start=start), close=True)
 
     assert answer.startswith(b"HTTP/1.1 400 "), answer
@@ -158,7 +112,9 @@ async def test_a_target_that_is_no_path_is_refused(served: Served, start: str) -
 
 
 @pytest.mark.parametrize("lines", [[], ["Host: a", "Host: b"]])
-async def test_a_request_has_exactly_one_host(served: Served, lines: list[str]) -> None:
+async def test_s4_a_request_has_exactly_one_host(
+    served: Served, lines: list[str]
+) -> None:
     head = "\r\n".join(["GET /livez HTTP/1.1", *lines, "", ""]).encode()
 
     answer = await served.send(head, close=True)
@@ -166,7 +122,9 @@ async def test_a_request_has_exactly_one_host(served: Served, lines: list[str]) 
     assert answer.startswith(b"HTTP/1.1 400 ")
 
 
-async def test_a_head_without_end_is_cut_off_before_it_is_kept(served: Served) -> None:
+async def test_s9_a_head_without_end_is_cut_off_before_it_is_kept(
+    served: Served,
+) -> None:
     start = f"GET /livez HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nX: ".encode()
 
     answer = await served.send(start, b"x" * 18_000)
@@ -174,7 +132,9 @@ async def test_a_head_without_end_is_cut_off_before_it_is_kept(served: Served) -
     assert answer.startswith(b"HTTP/1.1 431 ")
 
 
-async def test_a_head_that_is_complete_but_too_large_is_refused(served: Served) -> None:
+async def test_s9_a_head_that_is_complete_but_too_large_is_refused(
+    served: Served,
+) -> None:
     answer = await served.send(served.head("X: " + "x" * 9_000))
 
     assert answer.startswith(b"HTTP/1.1 431 ")
@@ -184,7 +144,7 @@ async def test_a_head_that_is_complete_but_too_large_is_refused(served: Served) 
     "parts",
     [[], [b"GET /livez HT"], [b"\r\n"], [b"GET /livez HTTP/1.1\r\nHost: x\r\n"]],
 )
-async def test_a_head_that_does_not_come_is_not_waited_for(
+async def test_s10_a_head_that_does_not_come_is_not_waited_for(
     served: Served, parts: list[bytes]
 ) -> None:
     try:
@@ -195,7 +155,9 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
     assert answer == b""
 
 
-async def test_a_kept_connection_has_the_deadline_for_each_head(served: Served) -> None:
+async def test_s10_a_kept_connection_has_the_deadline_for_each_head(
+    served: Served,
+) -> None:
     request = served.head(start="GET /livez")
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
 
@@ -212,7 +174,7 @@ async def test_a_kept_connection_has_the_deadline_for_each_head(served: Served) 
     writer.close()
 
 
-async def test_connections_beyond_the_limit_are_told_so(served: Served) -> None:
+async def test_s9_connections_beyond_the_limit_are_told_so(served: Served) -> None:
     kept = []
     for _ in range(5):
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
@@ -250,7 +212,7 @@ async def test_a_refused_caller_can_read_the_answer_although_it_still_sends(
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
-async def test_a_chunked_body_is_bounded_too(served: Served) -> None:
+async def test_s9_a_chunked_body_is_bounded_too(served: Served) -> None:
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
 
     answer = await served.send(

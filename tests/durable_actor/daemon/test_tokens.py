@@ -12,7 +12,7 @@ from durable_actor.daemon.tokens import read_token, token_of
 from durable_actor.errors import ConfigError
 
 
-def test_a_token_is_made_once(tmp_path: Path) -> None:
+def test_s2_a_token_of_256_bits_is_made_once(tmp_path: Path) -> None:
     path = tmp_path / "token"
 
     token = token_of(path)
@@ -23,7 +23,7 @@ def test_a_token_is_made_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o077, 0o777])
-def test_the_file_is_for_its_owner_whatever_the_umask(
+def test_s2_the_file_is_for_its_owner_whatever_the_umask(
     tmp_path: Path, mask: int
 ) -> None:
     before = os.umask(mask)
@@ -44,7 +44,7 @@ def test_a_token_that_someone_chose_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o666])
-def test_a_file_others_may_touch_is_refused(tmp_path: Path, mode: int) -> None:
+def test_s2_a_file_others_may_touch_is_refused(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "token"
     token_of(path)
     path.chmod(mode)
@@ -63,7 +63,7 @@ def test_a_file_without_a_token_is_refused(tmp_path: Path, text: str) -> None:
         token_of(path)
 
 
-def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
+def test_s16_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     token_of(tmp_path / "elsewhere")
     (tmp_path / "token").symlink_to(tmp_path / "elsewhere")
 
