@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -39,6 +38,7 @@ from durable_actor.alarm_delivery import (
     tell_of_alarm,
 )
 from durable_actor.blocks import TOO_LONG, BlockFailure, Blocks
+from durable_actor.breadcrumbs import CONSTRUCTOR
 from durable_actor.clock import Clock, deadline
 from durable_actor.codec import clone
 from durable_actor.delivery import (
@@ -52,6 +52,7 @@ from durable_actor.errors import (
     BadArgumentsError,
     CorruptionError,
     DurableActorError,
+    EventQuarantinedError,
     ObjectDeadlockError,
     ObjectError,
     ObjectOverloadedError,
@@ -59,6 +60,7 @@ from durable_actor.errors import (
     Outcome,
     SqlError,
     StorageError,
+    StorageFullError,
     StorageLimitError,
 )
 from durable_actor.gates import Effect, InputGate, OutputGate
@@ -67,8 +69,8 @@ from durable_actor.ids import ObjectId
 from durable_actor.lifecycle import Lifecycle, moved
 from durable_actor.log import get_logger
 from durable_actor.mailbox import Envelope, Mailbox
-from durable_actor.replies import KeptReplies
-from durable_actor.signals import Abort
+from durable_actor.replies import KeptReplies, has_run
+from durable_actor.signals import Abort, Interrupted
 from durable_actor.state import DurableObjectState
 from durable_actor.storage.batch import ObjectRow
 from durable_actor.storage.facade import (
@@ -136,13 +138,11 @@ class Activation:
             else ObjectId(object_id.namespace, object_id.raw, None)
         )
         self.lifecycle = Lifecycle.COLD
-        self.used_at_ms = 0  # when the last event came
+        self.used_at_ms = 0  # when the last event came, by elapsed time
         self._input = InputGate(self._pump)
         self._output = OutputGate(host.committer)
-        self._line = Mailbox(host.settings.bounds)
-        self._side_line: deque[Envelope] | None = (
-            None  # may overlap; waits for the gate
-        )
+        self._line = Mailbox(host.settings.bounds, host.memory)
+        self._side_line: Mailbox | None = None  # may overlap; waits for the gate
         # Lets events in beside others; loses the role when it first suspends.
         self._admitter: asyncio.Task[None] | None = None
         # Answers that may rest on a transaction which is not over.
@@ -248,7 +248,7 @@ class Activation:
             ObjectOverloadedError: The mailbox met a bound.
             ObjectDeadlockError: The sender would wait for itself.
         """
-        self.used_at_ms = self._host.clock.now_ms()
+        self.used_at_ms = self._host.clock.elapsed_ms()
         if envelope.chain:
             self._check_room(
                 len(envelope.chain) >= _CHAIN_MAX, "calls are nested too deeply"
@@ -256,24 +256,23 @@ class Activation:
             if self._is_own_chain(envelope):
                 self._spawn_run(envelope)
                 return
-        line, bounds = self._line, self._host.settings.bounds
+        line = self._line
+        now = asyncio.get_running_loop().time()
+        if self._host.settings.bounds.rate_max and not envelope.is_internal:
+            refusal = line.rate_refusal(now)
+            self._check_room(refusal is not None, refusal or "")
         if may_overlap:
             if self._side_line is None:
-                self._side_line = deque()
-            is_full = len(self._side_line) >= bounds.events_max
-            self._check_room(
-                is_full and not self._input.is_open, "too many events wait"
-            )
-            self._side_line.append(envelope)
+                self._side_line = Mailbox(self._host.settings.bounds, self._host.memory)
+            if not self._input.is_open:
+                self._check_waiting(envelope, self._side_line, now)
+            self._side_line.put(envelope, now)
             self._pump()
             return
-        now = asyncio.get_running_loop().time()
-        if len(line):
-            envelope.measure()
-            is_waiting = not (self.info.is_gated and self._input.is_open)
-            if is_waiting and not envelope.is_internal:
-                refusal = line.refusal(envelope.size_bytes, now)
-                self._check_room(refusal is not None, refusal or "")
+        is_open = self._input.is_open
+        has_to_wait = not is_open or (not self.info.is_gated and self._is_draining)
+        if has_to_wait and not envelope.is_internal:
+            self._check_waiting(envelope, line, now)
         if envelope.sender is not None and not envelope.is_internal:
             circle = circle_of_waits(envelope.sender, self)
             if circle is not None:
@@ -288,15 +287,20 @@ class Activation:
         if self._overlay is not None:
             self._spawn(self._store_name(), "store name")
 
-    def fire_alarm(self) -> None:
-        """Deliver the alarm if it is due, unless that is under way already."""
+    def fire_alarm(self) -> asyncio.Future[Any]:
+        """Deliver the alarm if it is due, unless that is under way already.
+
+        Returns:
+            Done when it was delivered; at once if that is under way.
+        """
         if self._alarm_is_queued:
-            return
+            return _done()
         self._alarm_is_queued = True
         envelope = Envelope("alarm", self._deliver_alarm, (), {})
         envelope.is_internal = True
         envelope.reply.add_done_callback(_retrieve)
         self.accept(envelope, may_overlap=False)
+        return envelope.reply
 
     def release(self, *, is_draining: bool) -> None:
         """Ask the object to let go of what keeps it in memory."""
@@ -331,6 +335,7 @@ class Activation:
         outcome: Outcome = "unknown",
         counts: bool = False,
         overloaded: bool = False,
+        cause: StorageError | None = None,
     ) -> None:
         """Throw the activation away and tell everyone who waits.
 
@@ -339,34 +344,43 @@ class Activation:
             outcome: What is known of the calls that were running.
             counts: Whether a running alarm handler is to blame.
             overloaded: Whether the callers should not come back at once.
+            cause: What failed. If the disk is full, callers read that, and no alarm is
+                to blame for anything (G12).
         """
         if self.lifecycle in (Lifecycle.BROKEN, Lifecycle.COLD):
             return
+        was_starting = self.lifecycle is Lifecycle.STARTING
         self.lifecycle = moved(self.lifecycle, Lifecycle.BROKEN)
         self._host.counters.reset += 1
         self._reset = self._reset_error(reason, outcome)
         self._reset.overloaded = overloaded
-        log.warning("object.reset", object=repr(self.id), reason=reason)
+        full = cause if isinstance(cause, StorageFullError) else None
+        kept_back = 0 if full is None else self._host.counters.full_lines.kept_back()
+        if kept_back is not None:
+            log.warning("object.reset", object=repr(self.id), reason=reason)
         running = list((self._running or {}).values())
         if self._overlay is not None:
             self._overlay.break_off(self._reset)
             alarm = self._overlay.running_alarm
-            if alarm is not None:
+            if alarm is not None and full is None:
                 retry = retry_of(alarm, self._host, counts=counts)
                 self._host.reminders.owe(self.id, retry)
-        if self._alarm_is_queued:
+        if self._alarm_is_queued and was_starting and cause is None:
+            self._host.reminders.not_started(self.id)
+        elif self._alarm_is_queued:
             self._host.reminders.undelivered(self.id)
         for _, envelope in running:
-            envelope.fail(self._reset_error(reason, outcome))
+            envelope.fail(full or self._reset_error(reason, outcome))
         for envelope in self._held_answers or ():
-            envelope.fail(self._reset_error(reason, outcome))
+            envelope.fail(full or self._reset_error(reason, outcome))
         self._held_answers = None
         held, self._held_effects = self._held_effects or (), None
         for effect in held:
             effect(StorageError("commit", reason))
         self._release_events()
+        unstarted = full if outcome == "not_executed" else None
         for envelope in self._take_waiting():
-            envelope.fail(self._reset_error(reason, "not_executed"))
+            envelope.fail(unstarted or self._reset_error(reason, "not_executed"))
         self._host.forget(self)
         here = asyncio.current_task()
         for task in (self._drainer, *(self._tasks or ()), *(self._background or ())):
@@ -518,12 +532,21 @@ class Activation:
             limit_ms = self._host.settings.constructor_timeout_ms
             self._blocks = Blocks(self._host.clock, limit_ms)
         task = self._blocks.begin(
-            callback, self._block_failed, name=f"block {self.id!r}"
+            self._followed(callback), self._block_failed, name=f"block {self.id!r}"
         )
         self._input.hold()
         self._track(task)
         task.add_done_callback(self._block_ended)
         return task
+
+    def _followed(
+        self, callback: Callable[[], Awaitable[T]]
+    ) -> Callable[[], Awaitable[T]]:
+        """Let a block of the constructor count as part of it (G18)."""
+        crumbs = self._host.breadcrumbs
+        if crumbs is None or self.lifecycle is not Lifecycle.STARTING:
+            return callback
+        return lambda: crumbs.follow(self.id, CONSTRUCTOR, callback())
 
     def wait_until(self, awaitable: Awaitable[T]) -> asyncio.Future[T]:
         """Run something in the background; keeps the activation alive."""
@@ -546,6 +569,8 @@ class Activation:
         limit_ms = self._host.settings.constructor_timeout_ms
         scope: asyncio.Timeout | None = None
         try:
+            if self._is_quarantined(CONSTRUCTOR):
+                raise self._quarantine_error(CONSTRUCTOR)
             await settle(self._host.committer, predecessor_ticket)
             await self._load()
             async with deadline(self._host.clock, limit_ms) as scope:
@@ -554,10 +579,15 @@ class Activation:
             if self.lifecycle is not Lifecycle.BROKEN:
                 self.break_off("its start was cancelled", outcome="not_executed")
             raise
-        except CorruptionError as error:
+        except (CorruptionError, EventQuarantinedError) as error:
             self._refuse(error)
+        except StorageFullError as error:
+            error.outcome = "not_executed"
+            self.break_off(str(error), outcome="not_executed", cause=error)
         except Exception as error:
-            if scope is not None and scope.expired():
+            if isinstance(error, StorageError) and error.overloaded:
+                self.break_off(str(error), outcome="not_executed", overloaded=True)
+            elif scope is not None and scope.expired():
                 # Nothing but a block can take time in a constructor.
                 reason = f"{TOO_LONG} The limit is {limit_ms} ms."
                 self.break_off(reason, outcome="not_executed", overloaded=True)
@@ -646,20 +676,31 @@ class Activation:
         ctx = DurableObjectState(self, self.id, storage, self._host.env)
         delivery = Delivery(self, "constructor", (), asyncio.current_task())
         current_delivery.set(delivery)
-        self._instance = self.info.cls(ctx, self._host.env)
+        crumbs = self._host.breadcrumbs
+        if crumbs is not None:
+            crumbs.mark(self.id, CONSTRUCTOR)
+        try:
+            self._instance = self.info.cls(ctx, self._host.env)
+        finally:
+            if crumbs is not None:
+                crumbs.wipe()
         while self._blocks:
             await asyncio.shield(self._blocks.first)
+        if crumbs is not None:
+            crumbs.survived(self.id, CONSTRUCTOR)
         self.end_turn()
 
     def _refuse(self, error: DurableActorError) -> None:
         """Fail everyone with one error, and start afresh for the next event."""
         self.lifecycle = moved(self.lifecycle, Lifecycle.BROKEN)
-        log.error("object.corrupt", object=repr(self.id), error=str(error))
+        is_corrupt = isinstance(error, CorruptionError)
+        event = "object.corrupt" if is_corrupt else "object.refused"
+        log.error(event, object=repr(self.id), error=str(error))
         for envelope in self._take_waiting():
             envelope.fail(error)
         self._host.forget(self)
         if self._alarm_is_queued:
-            self._host.reminders.undelivered(self.id)
+            self._host.reminders.not_started(self.id)
 
     # -- delivery -----------------------------------------------------------------
 
@@ -680,11 +721,11 @@ class Activation:
 
     def _next_beside(self) -> Envelope | None:
         """Take the next event that need not wait for its turn."""
-        while self._side_line:
-            envelope = self._side_line.popleft()
-            if not envelope.reply.done():
+        if self._side_line is not None:
+            envelope = self._side_line.take()
+            if envelope is not None:
                 return envelope
-        self._side_line = None
+            self._side_line = None
         return self._line.take() if self.info.is_gated else None
 
     async def _admit(self) -> None:
@@ -704,17 +745,23 @@ class Activation:
 
     def _take_waiting(self) -> list[Envelope]:
         """Empty the lines and return what was in them."""
-        waiting = [*self._line.take_all(), *(self._side_line or ())]
+        waiting = self._line.take_all()
+        if self._side_line is not None:
+            waiting += self._side_line.take_all()
         self._side_line = None
         return waiting
 
     async def drain(self, task: asyncio.Task[None]) -> None:
         """Run the events in line, one after the other, until there is none."""
         self._drainer = task
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._host.settings.slice_ms / 1_000
         try:
             # Whoever closes the gate meanwhile pumps again.
             while self._input.is_open and (envelope := self._line.take()) is not None:
                 await self._run(envelope, task)
+                if loop.time() >= until:
+                    break  # its slice is over; it is planned again below
         finally:
             self._drainer = None
             self._is_draining = False
@@ -722,11 +769,25 @@ class Activation:
         if len(self._line):
             self._pump()
 
-    async def _run(
+    def _run(
         self, envelope: Envelope, task: asyncio.Task[None] | None = None
+    ) -> Coroutine[Any, Any, None]:
+        """Run one event; its end is the envelope's."""
+        running = self._run_event(envelope, task)
+        crumbs = self._host.breadcrumbs
+        if crumbs is None:
+            return running
+        return crumbs.follow(self.id, envelope.label, running)
+
+    async def _run_event(
+        self, envelope: Envelope, task: asyncio.Task[None] | None
     ) -> None:
         if envelope.reply.done():
             return  # the sender has gone
+        if self._is_quarantined(envelope.label):
+            self._alarm_is_queued = self._alarm_is_queued and not envelope.is_internal
+            envelope.fail(self._quarantine_error(envelope.label))
+            return
         ticket = envelope.ticket
         lost = self._host.committer.failure_of(ticket) if ticket else None
         if self._reset is not None or lost is not None:
@@ -742,12 +803,19 @@ class Activation:
         self._running[delivery.number] = (delivery, envelope)
         self._output.depend_on(envelope.ticket)
         try:
+            if self.info.has_database:
+                await self._host.databases.ready(self._overlay)
             if envelope.is_internal:
                 await envelope.function()
             elif envelope.request_id is not None:
                 envelope.result = await self._run_once(envelope)
             else:
-                envelope.result = clone(await self._invoke(envelope))
+                called = self._invoke(envelope)  # if it raises, nothing has run
+                try:
+                    envelope.result = clone(await called)
+                except Exception as raised:
+                    has_run(raised)
+                    raise
         except asyncio.CancelledError:
             if self._reset is not None:
                 raise
@@ -770,6 +838,17 @@ class Activation:
         if self._reset is None:
             self._answer(envelope)
 
+    def _is_quarantined(self, event: str) -> bool:
+        crumbs = self._host.breadcrumbs
+        return crumbs is not None and crumbs.refuses(self.id, event)
+
+    def _quarantine_error(self, event: str) -> EventQuarantinedError:
+        detail = (
+            f"the process died too often while it ran {event}, which is quarantined"
+            " until it is released"
+        )
+        return self._about_me(EventQuarantinedError, detail)
+
     def _answer(self, envelope: Envelope) -> None:
         """Hand the answer to the output gate."""
         counters = self._host.counters
@@ -787,8 +866,10 @@ class Activation:
                 self.end_turn()
             except StorageError as failure:
                 outcome = _outcome_of(failure)
-                self.break_off(str(failure), outcome=outcome)
-                envelope.fail(self._reset_error(str(failure), outcome))
+                self.break_off(str(failure), outcome=outcome, cause=failure)
+                is_full = isinstance(failure, StorageFullError)
+                reset = self._reset_error(str(failure), outcome)
+                envelope.fail(failure if is_full else reset)
                 return
         self._send(envelope)
 
@@ -816,6 +897,7 @@ class Activation:
                 self._overlay,
                 self.id,
                 limits=host.settings.replies,
+                counters=host.counters.replies,
             )
         # A stub that was made with an identity may be used for several methods.
         request_id = f"{envelope.label}:{envelope.request_id}"
@@ -829,6 +911,7 @@ class Activation:
             lambda: self._invoke(envelope),
             self.wrote,
             delivery=delivery.number,
+            first_sent_ms=envelope.first_sent_ms,
         )
 
     def _invoke(self, envelope: Envelope) -> Awaitable[Any]:
@@ -856,6 +939,18 @@ class Activation:
             return False
         running = self._running
         return running is not None and any(n in running for n in envelope.chain)
+
+    def _check_waiting(self, envelope: Envelope, line: Mailbox, now: float) -> None:
+        """Refuse an event that would have to wait, and may not."""
+        envelope.measure()
+        refusal = line.refusal(envelope.size_bytes, now)
+        self._check_room(refusal is not None, refusal or "")
+        refusal = self._host.memory.refusal(envelope.size_bytes)
+        if refusal is not None:
+            self._host.counters.shed += 1
+            error = self._about_me(ObjectOverloadedError, refusal)
+            error.is_everywhere = True
+            raise error
 
     def _check_room(self, refused: bool, why: str) -> None:  # noqa: FBT001
         if refused:
@@ -888,11 +983,15 @@ class Activation:
         try:
             if await deliver_alarm(self._host, self.id, overlay, instance, self.info):
                 self.wrote()
+        except Interrupted as raised:
+            # Before the turn ends below: half of one must not be written.
+            self.break_off(str(raised), outcome="failed", counts=True)
+            raise
         finally:
-            self._alarm_is_queued = False
             if self.lifecycle is Lifecycle.RUNNING:
-                self.end_turn()
+                self.end_turn()  # if it fails, the object is reminded again
                 tell_of_alarm(self._host, self.id, overlay)
+            self._alarm_is_queued = False
 
     # -- the rest -----------------------------------------------------------------
 
@@ -903,7 +1002,7 @@ class Activation:
             try:
                 self.end_turn()
             except StorageError as error:
-                self.break_off(str(error), outcome=_outcome_of(error))
+                self.break_off(str(error), outcome=_outcome_of(error), cause=error)
 
     def _block_failed(self, failure: BlockFailure) -> ObjectResetError:
         self.break_off(
@@ -982,11 +1081,18 @@ class Activation:
 def _outcome_of(error: StorageError) -> Outcome:
     """Return what is known of a turn that could not be sealed."""
     # The database refused it, and SQLite undid all of it.
-    return "failed" if isinstance(error, SqlError | StorageLimitError) else "unknown"
+    undone = isinstance(error, SqlError | StorageLimitError | StorageFullError)
+    return "failed" if undone else "unknown"
 
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
+
+
+def _done() -> asyncio.Future[Any]:
+    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    return done
 
 
 def _nothing() -> None:

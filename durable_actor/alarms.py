@@ -13,7 +13,13 @@ Theory of operation
     moves an entry either way, once the setting is durable; filling only adds entries or
     moves them earlier.
 
-Does not know about activations or SQLite: `fill` brings what is due, `fire` takes it.
+    A crowd of overdue alarms must not keep everybody else waiting: no more are fired at
+    once than make a batch. The next batch follows when half of the deliveries of this
+    one have ended, so that the machine sets the pace, or a moment later: all of them
+    may take hours.
+
+Does not know about activations or SQLite: `fill` brings what is due, `fire` takes it,
+and may return a future that is done when the delivery has ended.
 """
 
 from __future__ import annotations
@@ -22,17 +28,20 @@ import asyncio
 import heapq
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from durable_actor.clock import TIME_MS_MAX, Clock, Timer
 from durable_actor.ids import ObjectId
 from durable_actor.log import get_logger
+from durable_actor.seldom import Seldom
 
 # (after_ms, until_ms, limit) -> the earliest alarms due in that range, in due order
 Fill = Callable[[int, int, int], Awaitable[Sequence[tuple[ObjectId, int]]]]
 
 WINDOW_MS = 60_000
 FILL_MAX = 4_096  # entries brought in at once; the rest follows in parts of this size
-FIRE_MAX = 256  # fired before the loop gets a breath
+FIRE_MAX = 64  # a batch: some 20 ms of work for objects that have to be loaded
+BATCH_MS_MAX = 200  # then the next batch follows, whatever the deliveries are doing
 STALE_MAX = 1_024  # entries of alarms that were moved; more are cleared out
 _FILL_RETRY_MS = 1_000
 
@@ -55,13 +64,16 @@ class AlarmWheel:
         clock: Clock,
         *,
         fill: Fill,
-        fire: Callable[[ObjectId, int], None],
+        fire: Callable[[ObjectId, int], asyncio.Future[Any] | None],
         window_ms: int = WINDOW_MS,
+        batch_max: int | None = None,
     ) -> None:
         self._clock = clock
         self._fill = fill
         self._fire = fire
         self._window_ms = window_ms
+        self._batch_max = batch_max
+        self._pause: Timer | None = None  # between two batches
         # Invariant: each (due, id) of _due is in _heap; other heap entries are stale.
         self._due: dict[ObjectId, int] = {}
         self._heap: list[tuple[int, ObjectId]] = []
@@ -72,6 +84,7 @@ class AlarmWheel:
         self._timer_at_ms = TIME_MS_MAX
         self._filling: asyncio.Task[None] | None = None
         self._is_running = False
+        self._failed_lines = Seldom()  # it is tried again and again
         self.counters = WheelCounters()
 
     def __len__(self) -> int:
@@ -86,9 +99,10 @@ class AlarmWheel:
     async def stop(self) -> None:
         """Fire no more."""
         self._is_running = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._pause):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._pause = None
         if self._filling is not None:
             self._filling.cancel()
             await asyncio.wait([self._filling])
@@ -116,7 +130,7 @@ class AlarmWheel:
 
     def _arm(self) -> None:
         """Keep one timer, for the earliest entry or the next filling."""
-        if not self._is_running:
+        if not self._is_running or self._pause is not None:
             return
         next_at_ms = self._heap[0][0] if self._heap else TIME_MS_MAX
         if self._filling is None:
@@ -131,8 +145,9 @@ class AlarmWheel:
     def _tick(self) -> None:
         self._timer = None
         now_ms = self._clock.now_ms()
-        fired = 0
-        while self._heap and self._heap[0][0] <= now_ms and fired < FIRE_MAX:
+        fired, batch_max = 0, self._batch_max or FIRE_MAX
+        deliveries: list[asyncio.Future[Any]] = []
+        while self._heap and self._heap[0][0] <= now_ms and fired < batch_max:
             due_at_ms, object_id = heapq.heappop(self._heap)
             if self._due.get(object_id) != due_at_ms:
                 continue
@@ -140,11 +155,35 @@ class AlarmWheel:
             fired += 1
             self.counters.fired += 1
             try:
-                self._fire(object_id, due_at_ms)
+                delivery = self._fire(object_id, due_at_ms)
             except Exception:  # the others are due as well
                 log.exception("alarm.fire_failed", object=repr(object_id))
+            else:
+                if delivery is not None:
+                    deliveries.append(delivery)
         if self._filling is None and now_ms >= self._fill_at_ms:
             self._start_fill()
+        if fired >= batch_max and deliveries:
+            self._pause_for(deliveries)
+        self._arm()
+
+    def _pause_for(self, deliveries: Sequence[asyncio.Future[Any]]) -> None:
+        """Fire the next batch when half of these are over, or a moment later."""
+        pause = self._pause = self._clock.call_later(BATCH_MS_MAX, self._go_on)
+        left = (len(deliveries) + 1) // 2
+
+        def ended(_: asyncio.Future[Any]) -> None:
+            nonlocal left
+            left -= 1
+            if not left and self._pause is pause:
+                pause.cancel()
+                self._go_on()
+
+        for delivery in deliveries:
+            delivery.add_done_callback(ended)
+
+    def _go_on(self) -> None:
+        self._pause = None
         self._arm()
 
     def _start_fill(self) -> None:
@@ -161,7 +200,9 @@ class AlarmWheel:
         try:
             found = await self._fill(previous_ms, until_ms, self._fill_limit)
         except Exception:
-            log.exception("alarm.fill_failed")
+            kept_back = self._failed_lines.kept_back()
+            if kept_back is not None:
+                log.exception("alarm.fill_failed", kept_back=kept_back)
             self._horizon_ms = previous_ms
             self._fill_at_ms = now_ms + _FILL_RETRY_MS
         else:

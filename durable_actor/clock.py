@@ -6,6 +6,11 @@ face and are converted here, once.
 
 Nothing else in the project asks the system for the time, so a test that hands in a
 manual clock decides about all of it.
+
+The wall clock may be put forwards or back while the process runs. So there are two
+(RELIABILITY G14): instants follow the wall clock, which is looked at again at least
+every second, and durations follow one that only ever goes on. A sleep ends when either
+says so.
 """
 
 from __future__ import annotations
@@ -65,8 +70,19 @@ class Clock(Protocol):
         """Return the wall-clock time in milliseconds since the epoch."""
         ...
 
+    def elapsed_ms(self) -> int:
+        """Return milliseconds since some moment, which nobody can put forwards or back.
+
+        Only differences mean anything, and only within one process.
+        """
+        ...
+
     def call_at(self, due_at_ms: int, callback: Callable[[], None]) -> Timer:
         """Run `callback` on the running loop once the wall clock reaches the time."""
+        ...
+
+    def call_later(self, delay_ms: int, callback: Callable[[], None]) -> Timer:
+        """Run `callback` on the running loop after a while, whatever the wall says."""
         ...
 
 
@@ -77,9 +93,17 @@ class SystemClock:
         """Return the wall-clock time in milliseconds since the epoch."""
         return time.time_ns() // 1_000_000
 
+    def elapsed_ms(self) -> int:
+        """Return the milliseconds of the running loop's own clock."""
+        return int(asyncio.get_running_loop().time() * 1_000)
+
     def call_at(self, due_at_ms: int, callback: Callable[[], None]) -> Timer:
         """Run `callback` once the wall clock reaches the time, never before it."""
         return _SystemTimer(self, due_at_ms, callback)
+
+    def call_later(self, delay_ms: int, callback: Callable[[], None]) -> Timer:
+        """Run `callback` after a while of the loop's own clock."""
+        return asyncio.get_running_loop().call_later(delay_ms / 1_000, callback)
 
 
 class _SystemTimer:
@@ -116,7 +140,7 @@ class _SystemTimer:
 
 @asynccontextmanager
 async def deadline(clock: Clock, delay_ms: int) -> AsyncIterator[asyncio.Timeout]:
-    """Cancel the block after `delay_ms` of the clock; `TimeoutError` leaves it.
+    """Cancel the block after `delay_ms` have passed; `TimeoutError` leaves it.
 
     Like `asyncio.timeout`, but obeys a manual clock.
     """
@@ -127,7 +151,7 @@ async def deadline(clock: Clock, delay_ms: int) -> AsyncIterator[asyncio.Timeout
             if not scope.expired():
                 scope.reschedule(loop.time())
 
-        timer = clock.call_at(clock.now_ms() + delay_ms, expire)
+        timer = clock.call_later(delay_ms, expire)
         try:
             yield scope
         finally:
@@ -135,18 +159,25 @@ async def deadline(clock: Clock, delay_ms: int) -> AsyncIterator[asyncio.Timeout
 
 
 async def sleep_until(clock: Clock, due_at_ms: int) -> None:
-    """Return once the clock reaches the time."""
+    """Return once the clock reaches the time.
+
+    If the clock is put back meanwhile, return after as long as there was to wait.
+    """
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake() -> None:
         if not done.done():
             done.set_result(None)
 
-    timer = clock.call_at(due_at_ms, wake)
+    timers = (
+        clock.call_at(due_at_ms, wake),
+        clock.call_later(max(due_at_ms - clock.now_ms(), 0), wake),
+    )
     try:
         await done
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 def duration_ms(value: Duration) -> int:

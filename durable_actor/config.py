@@ -38,7 +38,15 @@ HOUR_MS = 3_600_000
 ENVIRON_PREFIX = "DURABLE_ACTOR_"
 # Names that others gave to two of our keys; our own name wins over them.
 _ENVIRON_ALIASES = {"PORT": "http.port", "DURABLE_ACTOR_DATA_DIR": "storage.dir"}
-_PATHS = ("storage.dir", "http.token_file", "http.uds")
+_PATHS = (
+    "storage.dir",
+    "http.token_file",
+    "http.tokens_file",
+    "http.tls_certificate_file",
+    "http.tls_key_file",
+    "http.tls_client_ca_file",
+    "http.uds",
+)
 
 _CRON_NICKNAMES = {
     "@hourly": "0 * * * *",
@@ -99,6 +107,10 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     port: Port = 8_787  # wrangler's; 0 takes a free one and prints it
     uds: Name | None = None  # a Unix socket instead of host and port
     token_file: Name | None = None  # None: a token is made in the data directory
+    tokens_file: Name | None = None  # None: `tokens.json` there, if it is there
+    tls_certificate_file: Name | None = None  # with its chain; then all is https
+    tls_key_file: Name | None = None  # None: it is in the file of the certificate
+    tls_client_ca_file: Name | None = None  # then who comes without a certificate goes
     allowed_hosts: tuple[str, ...] = ()  # beside the names of the loopback interface
     allowed_origins: tuple[str, ...] = ()  # no web page, unless it is named
     allow_public: bool = False  # to listen beyond loopback takes a second decision
@@ -115,6 +127,9 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout_ms: Positive = 75_000  # longer than the 60 s after which proxies close
     connections_max: Positive = 10_000  # a bound on memory, not what one process serves
     in_flight_max: Positive = 20_000  # calls accepted and not yet answered
+    # Of one token of the tokens file; the owner's own has no share, but all of it.
+    in_flight_per_token_max: Positive = 1_000
+    bodies_bytes_max: Positive = 256 * MIB  # of all requests, as they are read
 
 
 class StorageConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +148,8 @@ class StorageConfig(msgspec.Struct, frozen=True, kw_only=True):
     list_bytes_max: Positive = (
         128 * MIB
     )  # of one answer of `list`; more is read in pages
+    # Room kept for a moment with a full disk; given back to end in order. 0: none
+    ballast_bytes: NotNegative = 16 * MIB
     value_bytes_max: Positive = 2 * MIB  # Durable Objects' own limit
     key_bytes_max: Positive = 2_048  # Durable Objects' own limit
     batch_entries_max: Positive = 128  # Durable Objects' own limit
@@ -144,7 +161,9 @@ class StorageConfig(msgspec.Struct, frozen=True, kw_only=True):
 class SqlConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The databases of objects with `storage = "sqlite"`."""
 
-    open_max: Positive = 256  # three descriptors each; then the longest idle one closes
+    # Then the longest idle one closes. Three descriptors each: in all no more than a
+    # third of those the process may have.
+    open_max: Positive = 256
     database_bytes_max: Positive = 1_024 * MIB  # of one object
     statement_ms_max: Positive = 5_000  # the event loop waits while a statement runs
     # What is kept to go back to: of one object, and for how long.
@@ -162,6 +181,13 @@ class ObjectsConfig(msgspec.Struct, frozen=True, kw_only=True):
     mailbox_events_max: Positive = 1_000  # a second of work at a millisecond each
     mailbox_bytes_max: Positive = 16 * MIB  # eight of the largest values
     mailbox_age_ms_max: Positive = 10_000  # whoever waited longer has given up
+    # Arrivals in 10 s at one object; 0: as many as it can take.
+    mailbox_rate_max: NotNegative = 0
+    queued_bytes_max: Positive = 256 * MIB  # in all mailboxes together
+    # Of what waits, bodies and caches together; 0: a quarter of what it may have,
+    # by its cgroup and its limits, or 1 GiB.
+    memory_bytes_max: NotNegative = 0
+    slice_ms: NotNegative = 5  # of a busy object; then others have their turn
     constructor_timeout_ms: Positive = 30_000  # Durable Objects' own limit
 
 
@@ -169,6 +195,7 @@ class WebSocketsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How large messages may be, and how much may wait for a slow reader."""
 
     message_bytes_max: Positive = 1 * MIB  # Durable Objects' own limit
+    fragments_max: Positive = 1_024  # of one message, however small they are
     queue_messages_max: Positive = 1_024  # sent and not yet taken; then it is closed
     queue_bytes_max: Positive = 4 * MIB  # four of the largest messages
     sockets_per_object_max: Positive = 32_768  # Durable Objects' own limit
@@ -182,7 +209,7 @@ class AlarmsConfig(msgspec.Struct, frozen=True, kw_only=True):
     retry_limit: NotNegative = 6  # Durable Objects' own; two minutes with the base
     retry_base_ms: Positive = 2_000  # Durable Objects' own; doubles with each failure
     window_ms: Positive = 60_000  # alarms due within it are in memory, the rest on disk
-    batch_max: Positive = 256  # started at once: a late crowd must not stop the loop
+    batch_max: Positive = 64  # started at once: a late crowd must not stop the loop
 
 
 class RunsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,6 +220,24 @@ class RunsConfig(msgspec.Struct, frozen=True, kw_only=True):
     recovery_attempts_max: Positive = 5  # a run that kills the process each time
     retention_ms: NotNegative = 7 * 24 * HOUR_MS  # someone was away over the weekend
     resident_sleep_ms_max: NotNegative = 60_000  # longer sleeps leave memory
+
+
+class WatchdogConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the daemon does when its event loop does not come round; 0 is off."""
+
+    log_ms: NotNegative = 100  # then callers notice, and the stack tells who it is
+    degraded_ms: NotNegative = 1_000  # then `/livez` of the thread says 503
+    interrupt_ms: NotNegative = 10_000  # of one delivery; as long as others may wait
+    exit_ms: NotNegative = 60_000  # nothing helped: exit 70, and be started again
+    livez_listen: Name | None = None  # "127.0.0.1:8788" or "unix:PATH"; None: nowhere
+
+
+class CrashesConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the daemon makes of starts that follow a crash; 0 is off."""
+
+    deaths_max: NotNegative = 3  # with the same event running: it is not run again
+    starts_max: NotNegative = 5  # unclean ones in a row: reads only
+    starts_window_ms: Positive = 60_000  # that these starts are counted in
 
 
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,6 +266,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     web_sockets: WebSocketsConfig = WebSocketsConfig()
     alarms: AlarmsConfig = AlarmsConfig()
     runs: RunsConfig = RunsConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    crashes: CrashesConfig = CrashesConfig()
     log: LogConfig = LogConfig()
     # Not a key: the folder of the file, where the user's modules are looked for first.
     directory: str = "."

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from durable_actor.errors import Outcome
 from durable_actor.ids import ObjectId
 from durable_actor.lifecycle import Lifecycle
 from durable_actor.mailbox import Envelope
@@ -57,6 +58,11 @@ class Place(Protocol):
 
     def delivery_before(self, envelope: Envelope | None) -> Delivery | None:
         """Return the delivery that has to end before an event there is answered."""
+
+    def break_off(
+        self, reason: str, *, outcome: Outcome = "unknown", counts: bool = False
+    ) -> None:
+        """Throw the activation away and tell everyone who waits."""
 
 
 class Delivery(msgspec.Struct, eq=False):

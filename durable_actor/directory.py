@@ -91,12 +91,17 @@ class HostStats:
     alarms_failed: int
     alarms_abandoned: int
     alarms_near: int
+    starts_failing: int
     groups_committed: int
     turns_committed: int
     durable_ticket: int
     events_waiting: int
     events_delivered: int
     events_dropped: int
+    replies_kept: int
+    replies_repeated: int
+    replies_dropped: int
+    replies_expired: int
     web_sockets: int
     epoch: int
     # Sampled every 15 seconds; 0 before the first sample.

@@ -7,6 +7,8 @@ DurableActorError
 │   ├── ObjectDeadlockError     the call would wait for itself
 │   ├── MethodNotFoundError     no such public async method (also an AttributeError)
 │   ├── BadArgumentsError       the arguments do not fit the method (also a TypeError)
+│   ├── ReplyExpiredError       a repeat whose kept reply is gone; it may have run
+│   ├── EventQuarantinedError   the process died too often while it ran this event
 │   └── CorruptionError         what the disk holds is not what was written
 ├── StorageError                an operation on storage failed: operation, key, cause
 │   ├── StorageFullError        the disk is full; nothing of the turn was applied
@@ -20,6 +22,7 @@ DurableActorError
 ├── ForeignIdError              an id of another namespace (also a TypeError)
 ├── InvalidTimeError            a duration or instant that is none (also a ValueError)
 ├── HostClosedError             the host is draining or closed
+├── SafeModeError               after many crashes only reads and admin work
 ├── HostMisuseError             wrong event loop, thread or process
 ├── ConfigError                 configuration, format or permission refused
 │   └── FormatTooNewError       the data directory is of a later release
@@ -34,8 +37,13 @@ DurableActorError
 
 Each answers four questions: `retryable` (may the same call succeed later), `overloaded`
 (was it shed; then do not retry at once), `remote` (did it come from the other side of a
-stub) and `outcome` (did the call run: `not_executed`, `failed` or `unknown`). As on
-Cloudflare, `durable_object_reset` says that the activation is gone.
+stub) and `outcome` (did the call run: `not_executed`, `failed` or `unknown`). A daemon
+that wants to be left alone for a while says so in `retry_after_ms`. As on Cloudflare,
+`durable_object_reset` says that the activation is gone.
+
+`failed` means that the call ran and raised; what it wrote before may stay. `unknown` is
+an answer of its own: the call ran, or runs, or never will, and only a repeat with the
+same request id can tell.
 """
 
 from __future__ import annotations
@@ -53,6 +61,7 @@ class DurableActorError(Exception):
     overloaded: bool = False
     remote: bool = False
     outcome: Outcome = "failed"
+    retry_after_ms: int | None = None  # before that, a repeat would be refused as well
     durable_object_reset: bool = False
     durableObjectReset = durable_object_reset
 
@@ -81,7 +90,7 @@ class ObjectError(DurableActorError):
 
 
 class ObjectOverloadedError(ObjectError):
-    """The object has more work waiting than its mailbox may hold.
+    """The object has more work waiting than its mailbox may hold, or the process has.
 
     Nothing was delivered. Do not retry at once: that is what fills mailboxes. Spread
     the work over more objects, or raise the `[objects]` limits.
@@ -89,7 +98,8 @@ class ObjectOverloadedError(ObjectError):
 
     code = "overloaded"
     overloaded = True
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
+    is_everywhere: bool = False  # it is the whole process that has too much
 
 
 class ObjectResetError(ObjectError):
@@ -130,21 +140,43 @@ class ObjectDeadlockError(ObjectError):
     """
 
     code = "deadlock"
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
 
 
 class MethodNotFoundError(ObjectError, AttributeError):
     """The class has no public `async def` of that name."""
 
     code = "method_not_found"
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
 
 
 class BadArgumentsError(ObjectError, TypeError):
     """The arguments do not fit the method's signature or annotations."""
 
     code = "bad_arguments"
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
+
+
+class ReplyExpiredError(ObjectError):
+    """The call was sent again so late that its reply may have been dropped.
+
+    It was not run now, and may have run before: look at the object to find out. Replies
+    are kept for `storage.reply_ttl_ms`, `storage.replies_per_object_max` of them.
+    """
+
+    code = "reply_expired"
+    outcome: Outcome = "unknown"
+
+
+class EventQuarantinedError(ObjectError):
+    """The process died several times while this object ran this event (G18).
+
+    It was not run. Other events of the object, and other objects, are not concerned.
+    Once the cause is gone, release it: `durable-actor quarantine release`.
+    """
+
+    code = "event_quarantined"
+    outcome: Outcome = "not_executed"
 
 
 class CorruptionError(ObjectError):
@@ -185,7 +217,7 @@ class StorageFailedError(StorageError):
     """
 
     code = "storage_failed"
-    outcome = "unknown"
+    outcome: Outcome = "unknown"
 
 
 class StorageLimitError(StorageError, ValueError):
@@ -233,7 +265,7 @@ class EncodeError(DurableActorError, TypeError):
     """
 
     code = "not_storable"
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
 
     def __init__(self, detail: str, *, path: str = "value") -> None:
         self.path = path
@@ -251,21 +283,21 @@ class InvalidIdError(DurableActorError, ValueError):
     """A malformed id or name."""
 
     code = "invalid_id"
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
 
 
 class ForeignIdError(DurableActorError, TypeError):
     """An id that belongs to another namespace, or was mistyped."""
 
     code = "foreign_id"
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
 
 
 class InvalidTimeError(DurableActorError, ValueError):
     """A duration or an instant that cannot be understood or is out of range."""
 
     code = "invalid_time"
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
 
 
 class HostClosedError(DurableActorError):
@@ -273,21 +305,33 @@ class HostClosedError(DurableActorError):
 
     code = "draining"
     retryable = True
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
+
+
+class SafeModeError(DurableActorError):
+    """The daemon has crashed so often that it runs no object's code (G21).
+
+    Nothing was delivered. What is stored can be listed, shown and deleted. Once the
+    cause is gone, stop the daemon in order (SIGTERM) and start it again.
+    """
+
+    code = "safe_mode"
+    retryable = True
+    outcome: Outcome = "not_executed"
 
 
 class HostMisuseError(DurableActorError, RuntimeError):
     """The host was used from another event loop, thread or process than its own."""
 
     code = "misuse"
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
 
 
 class ConfigError(DurableActorError, ValueError):
     """Configuration, permission or format refused; the message names the remedy."""
 
     code = "config"
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
 
 
 class FormatTooNewError(ConfigError):
@@ -301,7 +345,7 @@ class DataDirectoryInUseError(DurableActorError):
 
     code = "data_directory_in_use"
     retryable = True
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
 
     def __init__(self, directory: str, holder: str) -> None:
         self.directory = directory
@@ -316,7 +360,7 @@ class CallTimeoutError(DurableActorError, TimeoutError):
 
     code = "timeout"
     retryable = True
-    outcome = "unknown"
+    outcome: Outcome = "unknown"
 
 
 class TransportError(DurableActorError, ConnectionError):
@@ -335,7 +379,7 @@ class UnauthorizedError(DurableActorError):
     """The daemon refused the token, or none was sent."""
 
     code = "unauthorized"
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
 
 
 class BodyError(DurableActorError, ConnectionError):
@@ -348,7 +392,7 @@ class WebSocketMisuseError(DurableActorError, RuntimeError):
     """A WebSocket was used against its rules; nothing was sent or accepted."""
 
     code = "web_socket_misuse"
-    outcome = "not_executed"
+    outcome: Outcome = "not_executed"
 
 
 class WebSocketClosedError(DurableActorError, ConnectionError):

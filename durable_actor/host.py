@@ -14,6 +14,7 @@ guest in the program that embeds it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import random
@@ -22,12 +23,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
+from durable_actor.breadcrumbs import Breadcrumbs, EventDeaths, EventKey
 from durable_actor.clock import Clock, Instant, SystemClock, deadline, instant_ms
 from durable_actor.codec import clone
 from durable_actor.config import Config
 from durable_actor.database_keys import DatabaseKeys
 from durable_actor.databases import Databases
 from durable_actor.delivery import Delivery, Place, current_delivery
+from durable_actor.descriptors import databases_max
 from durable_actor.directory import AlarmPage, HostStats, ObjectPage, StoredPage
 from durable_actor.entrypoints import ClassInfo, DurableObject, Method
 from durable_actor.env import Env
@@ -37,6 +40,7 @@ from durable_actor.errors import (
     HostClosedError,
     HostMisuseError,
     ObjectError,
+    SafeModeError,
     StorageError,
     StorageFailedError,
     StorageFullError,
@@ -48,6 +52,7 @@ from durable_actor.lifecycle import Lifecycle
 from durable_actor.listing import read_alarms, read_page, read_stored
 from durable_actor.log import get_logger
 from durable_actor.mailbox import Envelope
+from durable_actor.memory import Memory, default_bytes_max
 from durable_actor.namespace import DurableObjectNamespace
 from durable_actor.outbox import Outbox
 from durable_actor.recurring import Every, Recurring
@@ -131,7 +136,11 @@ class Host:
         self.failed = asyncio.Event()
         self.failure: StorageError | None = None
         self._classes: dict[str, ClassInfo] = {}
-        self._rounds = Rounds(self.context)
+        self.memory = Memory(
+            bytes_max=self._config.objects.memory_bytes_max or default_bytes_max(),
+            queued_bytes_max=self._config.objects.queued_bytes_max,
+        )
+        self._rounds = Rounds(self.context, slice_ms=self.settings.slice_ms)
         self._residents = Residents(
             self,
             idle_ms=self._config.objects.idle_ms,
@@ -145,8 +154,10 @@ class Host:
         self.forget = self._residents.forget
         self._is_draining = False
         self._is_open = False
+        self._is_paused = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.recurring = Recurring()
+        self.breadcrumbs: Breadcrumbs | None = None  # of a daemon; set before `resume`
         self._sizes: Mapping[str, int] = {}  # of storage, sampled now and then
         self._store: Store
         self.driver: ShardDriver
@@ -160,12 +171,13 @@ class Host:
             self.clock,
             wake=self._wake,
             window_ms=self._config.alarms.window_ms,
+            batch_max=self._config.alarms.batch_max,
             pause_ms=self._config.alarms.retry_base_ms,
         )
         sql = self._config.sql
         self.databases = Databases(
             self._directory,
-            open_max=sql.open_max,
+            open_max=databases_max(sql.open_max),
             limits=SqlLimits(
                 database_bytes_max=sql.database_bytes_max,
                 statement_ms_max=sql.statement_ms_max,
@@ -191,8 +203,11 @@ class Host:
 
     # -- life ---------------------------------------------------------------------
 
-    async def open(self) -> None:
+    async def open(self, *, is_paused: bool = False) -> None:
         """Open the data directory and begin to deliver alarms and events.
+
+        Args:
+            is_paused: Run no object's code before `resume`; what is stored can be read.
 
         Raises:
             DataDirectoryInUseError: Another process has it open.
@@ -210,6 +225,7 @@ class Host:
             wal_bytes_max=storage.wal_bytes_max,
             wal_grow_bytes=storage.wal_grow_bytes,
             hydrate_bytes_max=storage.hydrate_bytes_max,
+            ballast_bytes=storage.ballast_bytes,
             history_bytes_max=self._config.sql.history_bytes_max,
             history_ms_max=self._config.sql.history_ms_max,
         )
@@ -218,11 +234,13 @@ class Host:
         self.committer = Committer(
             self.driver,
             on_failure=self._storage_failed,
+            on_space=self.reminders.resume,
             on_events=self._outbox.add,
             on_folded=self.databases.folded,
             log_bytes_max=storage.log_bytes_max,
             group_rows_max=storage.group_rows_max,
         )
+        self.memory.cached = lambda: self.committer.cached_bytes
         self.databases.start(
             self.committer, self.driver, self.clock, rest=self._residents.rest
         )
@@ -231,12 +249,7 @@ class Host:
         )
         self._loop = asyncio.get_running_loop()
         self._is_open = True
-        try:
-            await self._outbox.start(self.committer, self.driver)
-        except BaseException:
-            await self.drop()
-            raise
-        self.reminders.start(self.committer, self.driver)
+        self._is_paused = True
         self.recurring.add("expire replies", Every("1 hour"), self.expire_replies)
         self.recurring.add("sample storage", Every("15 seconds"), self.sample_storage)
         self.recurring.start()
@@ -246,6 +259,24 @@ class Host:
             epoch=self.epoch,
             driver=self._driver_kind,
         )
+        if not is_paused:
+            await self.resume()
+
+    async def resume(self) -> None:
+        """Begin to deliver alarms and events, in a host that was opened paused."""
+        self._check_use()
+        try:
+            await self._outbox.start(self.committer, self.driver)
+        except BaseException:
+            await self.drop()
+            raise
+        self._is_paused = False
+        self.reminders.start(self.committer, self.driver)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether no object's code is run, as `resume` was not called yet."""
+        return self._is_paused
 
     async def drain(self, grace_ms: int = _CLOSE_GRACE_MS) -> bool:
         """Refuse new work from outside and let accepted work finish.
@@ -270,9 +301,14 @@ class Host:
         return True
 
     async def close(self, grace_ms: int = _CLOSE_GRACE_MS) -> None:
-        """Finish what was accepted, make it durable, and let the directory go."""
+        """Finish what was accepted, make it durable, and let the directory go.
+
+        Raises:
+            HostMisuseError: From another loop, thread or process; nothing is done.
+        """
         if not self._is_open:
             return
+        self._check_loop()
         await self.drain(grace_ms)
         await self._residents.let_go_of_all("the host is closing")
         self._end_streams()
@@ -289,9 +325,12 @@ class Host:
                 raise
             log.warning("host.close_after_failure", error=str(error))
         finally:
+            failure = self.failure
             self.databases.close()
             self._store.release()
             log.info("host.closed", directory=str(self._directory))
+        if self.failure is not None and self.failure is not failure:
+            raise self.failure  # met when the databases were closed
 
     async def drop(self) -> None:
         """Let go of everything without finishing or flushing anything.
@@ -368,6 +407,11 @@ class Host:
         self._bindings[name] = value
 
     @property
+    def has_databases(self) -> bool:
+        """Whether a class has objects with databases of their own."""
+        return any(info.has_database for info in self._classes.values())
+
+    @property
     def class_names(self) -> list[str]:
         """The names of the known classes."""
         return sorted(self._classes)
@@ -420,6 +464,8 @@ class Host:
         )
         if options.request_id is not None:
             envelope.request_id = check_request_id(options.request_id)
+            if options.sent_ms_ago:
+                envelope.first_sent_ms = self.clock.now_ms() - options.sent_ms_ago
         sender = current_delivery.get()
         if sender is not None:
             sender = await self._sender_here(sender)
@@ -615,6 +661,17 @@ class Host:
             await self.databases.deleted(object_id.raw)
         return True
 
+    def quarantined(self) -> list[EventDeaths]:
+        """Return the events that are refused, as the process died running them."""
+        return [] if self.breadcrumbs is None else self.breadcrumbs.quarantined
+
+    def release_event(self, key: EventKey) -> bool:
+        """Let an event run again that is quarantined; was it?"""
+        if self.breadcrumbs is None or not self.breadcrumbs.release(key):
+            return False
+        self.reminders.released(key)
+        return True
+
     async def expire_replies(self) -> int:
         """Drop kept replies whose time is over; return how many."""
         self._check_use()
@@ -640,12 +697,17 @@ class Host:
             alarms_failed=counters.alarms_failed,
             alarms_abandoned=counters.alarms_abandoned,
             alarms_near=len(self.reminders),
+            starts_failing=self.reminders.failing,
             groups_committed=self.committer.groups,
             turns_committed=self.committer.seals,
             durable_ticket=self.committer.durable_ticket,
             events_waiting=self._outbox.waiting,
             events_delivered=self._outbox.delivered,
             events_dropped=counters.events_dropped,
+            replies_kept=counters.replies.kept,
+            replies_repeated=counters.replies.repeated,
+            replies_dropped=counters.replies.dropped,
+            replies_expired=counters.replies.expired,
             web_sockets=len(self.sockets),
             epoch=self.epoch,
             objects_stored=self._sizes.get("objects", 0),
@@ -691,6 +753,7 @@ class Host:
     ) -> None:
         """Put an event in the object's mailbox, waking it if need be."""
         self._check_use()
+        self._check_resumed()
         activation = self._activation(object_id, self._class(object_id.namespace))
         activation.accept(envelope, may_overlap=may_overlap)
 
@@ -732,6 +795,7 @@ class Host:
         elif self._is_draining:
             message = "the host is draining; nothing was delivered"
             raise HostClosedError(message)
+        self._check_resumed()
         activation = self._activation(target, info)
         activation.accept(envelope, may_overlap=may_overlap)
         return activation
@@ -768,7 +832,8 @@ class Host:
         self.sockets.close(object_id, BROKEN, "the object was deleted")
         activation = self._residents.find(object_id)
         if activation is not None:
-            activation.end_turn()
+            with contextlib.suppress(StorageError):  # what cannot be written goes too
+                activation.end_turn()
             activation.break_off("the object was deleted", outcome="failed")
 
     def _connect(self, driver: ShardDriver) -> ShardDriver:
@@ -795,12 +860,31 @@ class Host:
             raise HostClosedError(message)
         if self.failure is not None:
             raise self.failure
-        if asyncio.get_running_loop() is not self._loop:
+        self._check_loop()
+
+    def _check_loop(self) -> None:
+        """Refuse other loops, threads, and children of a fork (G26).
+
+        In a child the files belong to the parent still: nothing may be written.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None  # so it is in a child, too
+        if loop is not self._loop:
             message = (
-                "this host belongs to another event loop; use it in the loop that"
-                " opened it, or connect() to a daemon"
+                "this host belongs to another event loop, thread or process; use it in"
+                " the loop that opened it, or connect() to a daemon"
             )
             raise HostMisuseError(message)
+
+    def _check_resumed(self) -> None:
+        if self._is_paused:
+            message = (
+                "the host runs no object's code, as it has crashed too often; it is in"
+                " safe mode until it is stopped in order and started again"
+            )
+            raise SafeModeError(message)
 
     async def _answer(self, envelope: Envelope, activation: Place) -> object:
         sender = envelope.sender
@@ -814,14 +898,16 @@ class Host:
         finally:
             sender.awaits = None
 
-    def _wake(self, object_id: ObjectId) -> bool:
-        """Let an object look at its alarm, if its class is known."""
+    def _wake(self, object_id: ObjectId) -> asyncio.Future[Any] | None:
+        """Let an object look at its alarm; None if its class is not known."""
         info = self._classes.get(object_id.namespace)
         if info is None:
-            return False
+            return None
         if self._is_open and self.failure is None:
-            self._activation(object_id, info).fire_alarm()
-        return True
+            return self._activation(object_id, info).fire_alarm()
+        nobody: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        nobody.set_result(None)  # the next process delivers it
+        return nobody
 
     def _storage_failed(self, error: StorageError, first_failed: int) -> None:
         """Break every activation whose memory is ahead of the disk."""
@@ -829,10 +915,14 @@ class Host:
         if not is_full:
             self.failure = error
             self.failed.set()
+        else:
+            self.reminders.pause()  # until the committer finds space
         for activation in self._residents:
             if activation.ticket >= first_failed or not is_full:
                 activation.break_off(
-                    str(error), outcome="failed" if is_full else "unknown"
+                    str(error),
+                    outcome="failed" if is_full else "unknown",
+                    cause=error,
                 )
 
     async def _settled(self, ticket: int) -> None:

@@ -2,8 +2,9 @@
 
 Promises
     Events leave in the order they came.
-    The line is bounded in events, bytes and age; whoever meets a bound is told at once,
-    and nothing is put in the line.
+    The line is bounded in events, bytes and age, and if so configured in the rate of
+    arrivals; whoever meets a bound is told at once, and nothing is put in the line.
+    What waits is counted in the memory of the process, until it is taken out.
 
 Does not know what an event does, nor when it may run: the activation takes the next one
 when its gates and its mode allow.
@@ -15,9 +16,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from msgspec import Struct, field
+
+from durable_actor.memory import Memory
+
+RATE_SECONDS = 10.0  # arrivals are counted over so long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +33,7 @@ class MailboxBounds:
     events_max: int = 1_000
     bytes_max: int = 16 * 1024 * 1024
     age_ms_max: int = 10_000
+    rate_max: int = 0  # arrivals within ten seconds; 0: no bound
 
 
 def _new_reply() -> asyncio.Future[Any]:
@@ -49,6 +56,7 @@ class Envelope(Struct, eq=False):
     ticket: int = 0  # what the message itself depends on
     sender: Any = None  # the delivery it came from, if any
     request_id: str | None = None
+    first_sent_ms: int = 0  # of a repeat, in the wall clock's time
     size_bytes: int = 0
     queued_at: float = 0.0  # loop time, seconds
     is_internal: bool = False  # an alarm: not shed, not counted
@@ -79,10 +87,12 @@ class Envelope(Struct, eq=False):
 class Mailbox:
     """A bounded first-in-first-out line of envelopes."""
 
-    __slots__ = ("_bounds", "_bytes", "_line")
+    __slots__ = ("_arrivals", "_bounds", "_bytes", "_line", "_memory")
 
-    def __init__(self, bounds: MailboxBounds) -> None:
+    def __init__(self, bounds: MailboxBounds, memory: Memory) -> None:
         self._bounds = bounds
+        self._memory = memory
+        self._arrivals: Arrivals | None = None
         # Most objects have an empty line most of the time, and a deque is large.
         self._line: deque[Envelope] | None = None
         self._bytes = 0
@@ -107,12 +117,29 @@ class Mailbox:
             return f"the oldest event has waited {age_ms:.0f} ms"
         return None
 
+    def rate_refusal(self, now: float) -> str | None:
+        """Count an arrival; return why it is one too many, or None if it is not."""
+        rate_max = self._bounds.rate_max
+        if not rate_max:
+            return None
+        if self._arrivals is None:
+            self._arrivals = Arrivals(now)
+        count = self._arrivals.count(now)
+        if count >= rate_max:
+            return (
+                f"{count:.0f} events came in the last {RATE_SECONDS:.0f} s"
+                f" (at most {rate_max})"
+            )
+        self._arrivals.add()
+        return None
+
     def put(self, envelope: Envelope, now: float) -> None:
         """Add an envelope at the end of the line."""
         if self._line is None:
             self._line = deque()
         envelope.queued_at = now
         self._bytes += envelope.size_bytes
+        self._memory.queued_bytes += envelope.size_bytes
         self._line.append(envelope)
 
     def take(self) -> Envelope | None:
@@ -121,6 +148,7 @@ class Mailbox:
         while line:
             envelope = line.popleft()
             self._bytes -= envelope.size_bytes
+            self._memory.queued_bytes -= envelope.size_bytes
             if not envelope.reply.done():
                 return envelope
         self._line = None
@@ -128,8 +156,40 @@ class Mailbox:
 
     def take_all(self) -> list[Envelope]:
         """Empty the line and return what was in it."""
+        self._memory.queued_bytes -= self._bytes
         line, self._line, self._bytes = self._line, None, 0
         return list(line or ())
+
+
+class Arrivals:
+    """How many events came in the last ten seconds, in two numbers.
+
+    Counted in windows side by side; of the one before, as much is taken as the ten
+    seconds still reach into it, as if its events had come evenly.
+    """
+
+    __slots__ = ("_before", "_begun_at", "_here")
+
+    def __init__(self, now: float) -> None:
+        self._begun_at = now
+        self._here = 0
+        self._before = 0
+
+    def add(self) -> None:
+        """Note one more."""
+        self._here += 1
+
+    def count(self, now: float) -> float:
+        """Return how many came; at most one window's worth off."""
+        passed = now - self._begun_at
+        if passed >= 2 * RATE_SECONDS:
+            self._begun_at, self._before, self._here = now, 0, 0
+            return 0
+        if passed >= RATE_SECONDS:
+            self._begun_at += RATE_SECONDS
+            self._before, self._here = self._here, 0
+            passed -= RATE_SECONDS
+        return self._here + self._before * (1 - passed / RATE_SECONDS)
 
 
 def _size_bytes(values: Iterable[object]) -> int:
@@ -142,6 +202,8 @@ def _size_bytes(values: Iterable[object]) -> int:
             total += _size_bytes(value.keys()) + _size_bytes(value.values())
         elif isinstance(value, (list, tuple, set, frozenset)):
             total += _size_bytes(value)
+        elif isinstance(value, (Enum, type)):
+            total += _SCALAR_BYTES  # a name; what it leads to is not in the message
         else:
             fields = [*getattr(value, "__dict__", ()), *getattr(value, "__slots__", ())]
             total += _SCALAR_BYTES

@@ -28,6 +28,7 @@ from durable_actor.surroundings import Live, Surroundings
 from durable_actor.websockets import BROKEN
 
 _CANCEL_SECONDS = 2.0  # what was cancelled has so long to clean up
+_ROOM_SECONDS = 0.1  # between two looks for room; each goes through all objects
 _SWEEP_PARTS = 4  # looks for idle objects so often in the time they may idle
 
 
@@ -45,12 +46,14 @@ class Residents:
         self._host = host
         self._idle_ms = idle_ms
         self._objects_max = objects_max
-        self._cache_bytes_max = cache_bytes_max
+        self._cache_bytes_set = cache_bytes_max
+        host.memory.short = self.make_room
         self._by_id: dict[bytes, Activation] = {}
         # The last ticket of a broken activation, until the next one has started.
         self._last_tickets: dict[bytes, int] = {}
         self._sweep_timer: Timer | None = None
         self._sweep_is_planned = False  # at once, beside the timer
+        self._make_room_after = 0.0  # by the loop's clock
         self._swept_to_bytes = 0  # what the last sweep could not let go
 
     def __iter__(self) -> Iterator[Activation]:
@@ -122,6 +125,16 @@ class Residents:
             # One that ignores its cancellation is left to itself.
             await asyncio.wait(ending, timeout=_CANCEL_SECONDS)
 
+    def make_room(self) -> None:
+        """Let go soon of what is idle, as memory is short.
+
+        Whoever is refused an event asks again and again; one sweep in a while will do.
+        """
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._make_room_after:
+            self._make_room_after = loop.time() + _ROOM_SECONDS
+            self._sweep_soon()
+
     def stop_sweeping(self) -> None:
         """Let nobody go any more for being idle; the host is closed."""
         if self._sweep_timer is not None:
@@ -132,13 +145,13 @@ class Residents:
         if self._sweep_timer is not None or not self._by_id:
             return  # a host that nobody uses has nothing to look for
         clock = self._host.clock
-        at_ms = clock.now_ms() + max(self._idle_ms // _SWEEP_PARTS, 1)
-        self._sweep_timer = clock.call_at(at_ms, self._sweep)
+        delay_ms = max(self._idle_ms // _SWEEP_PARTS, 1)
+        self._sweep_timer = clock.call_later(delay_ms, self._sweep)
 
     def _sweep(self) -> None:
         """Let go of what is idle for long, or of the oldest if memory is short."""
         self._sweep_timer = None
-        now_ms = self._host.clock.now_ms()
+        now_ms = self._host.clock.elapsed_ms()
         idle_since_ms = now_ms - self._idle_ms
         resident, idle = list(self), []
         for activation in resident:
@@ -162,6 +175,7 @@ class Residents:
                 too_large -= activation.cached_bytes
                 self.evict(activation)
         self._swept_to_bytes = self._host.committer.cached_bytes
+        self._host.memory.wanted_bytes = 0
         self._plan_sweep()
 
     def _check_cache(self) -> None:
@@ -171,9 +185,18 @@ class Residents:
         """
         bytes_max = self._cache_bytes_max
         over = max(bytes_max, self._swept_to_bytes + bytes_max // _SWEEP_PARTS)
-        if not self._sweep_is_planned and self._host.committer.cached_bytes > over:
+        if self._host.committer.cached_bytes > over:
+            self._sweep_soon()
+
+    def _sweep_soon(self) -> None:
+        if not self._sweep_is_planned:
             self._sweep_is_planned = True
             asyncio.get_running_loop().call_soon(self._sweep_now)
+
+    @property
+    def _cache_bytes_max(self) -> int:
+        """What is set, or less if what waits needs the room (G17)."""
+        return min(self._cache_bytes_set, self._host.memory.cache_bytes_max)
 
     def _sweep_now(self) -> None:
         self._sweep_is_planned = False

@@ -10,6 +10,9 @@ Theory of operation
     holds nobody up. If a handler left something behind in the task (a context variable,
     a cancellation), the task ends, and a fresh one goes on.
 
+    A go ends when its slice of time is over, as an object's does (G19): then the loop
+    looks for what has arrived, and whoever has more to do is in line behind others.
+
 Does not know what an object does with its events.
 """
 
@@ -27,8 +30,9 @@ _DRAINS_MAX = 64  # objects drained in one go; then other callbacks have their t
 class Rounds:
     """Ends turns and drains lines, for all activations of a host."""
 
-    def __init__(self, context: contextvars.Context) -> None:
+    def __init__(self, context: contextvars.Context, *, slice_ms: int) -> None:
         self._context = context  # what each task starts with
+        self._slice_seconds = slice_ms / 1_000
         self._turns: list[Live] = []  # those whose turn ends after this step
         self._drains: deque[Live] = deque()  # those with events in their line
         # Invariant: a task to drain them is planned, or under way and not suspended,
@@ -73,6 +77,8 @@ class Rounds:
         task = asyncio.current_task()
         assert task is not None
         fresh, drains = contextvars.copy_context(), self._drains
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._slice_seconds
         for _ in range(_DRAINS_MAX):
             if not drains:
                 return
@@ -82,6 +88,8 @@ class Rounds:
             await activation.drain(task)
             # What a handler left behind must not reach the next object's.
             if task.cancelling() or contextvars.copy_context() != fresh:
+                break
+            if loop.time() >= until:
                 break
         if drains and not self._drain_is_planned:
             self._plan_drain()

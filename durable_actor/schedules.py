@@ -34,11 +34,13 @@ from durable_actor.errors import (
     DurableActorError,
     HostClosedError,
     StorageFailedError,
+    StorageFullError,
 )
 from durable_actor.host import Host
 from durable_actor.log import get_logger
 from durable_actor.recurring import Cron, Every, Timetable
 from durable_actor.rpc import CallOptions
+from durable_actor.seldom import Seldom
 
 log = get_logger("durable_actor.schedules")
 
@@ -176,6 +178,7 @@ class Schedules:
         self._table = host.namespace(ScheduleTable).get_by_name("default")
         self._tasks: set[asyncio.Task[bool]] = set()
         self._timers: dict[str, Timer] = {}
+        self._full_lines = Seldom()
         self._armed: set[str] = set()
 
     async def start(self) -> None:
@@ -333,7 +336,10 @@ class Schedules:
         except (HostClosedError, StorageFailedError):
             pass  # the next start delivers it
         except DurableActorError as error:
-            log.warning("schedule.postponed", name=name, error=str(error))
+            is_full = isinstance(error, StorageFullError)  # a matter of all of them
+            kept_back = self._full_lines.kept_back() if is_full else 0
+            if kept_back is not None:
+                log.warning("schedule.postponed", name=name, error=str(error))
             if not self._host.is_draining:
                 self._look_later(name)
         return has_fired
@@ -410,7 +416,7 @@ class Schedules:
             self._look_soon(name)
 
         clock = self._host.clock
-        self._timers[name] = clock.call_at(clock.now_ms() + RETRY_MS, look)
+        self._timers[name] = clock.call_later(RETRY_MS, look)
 
     def _look_soon(self, name: str) -> asyncio.Task[bool]:
         task = asyncio.get_running_loop().create_task(

@@ -12,3 +12,10 @@ class Abort(BaseException):
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+class Interrupted(BaseException):
+    """Unwinds object code that held the event loop for too long (RELIABILITY G20).
+
+    The object is thrown away, whatever catches this: its memory may be half changed.
+    """

@@ -13,14 +13,17 @@ import random
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
+from durable_actor.breadcrumbs import Breadcrumbs
 from durable_actor.clock import Clock
 from durable_actor.config import Config
 from durable_actor.databases import Databases
 from durable_actor.env import Env
 from durable_actor.ids import ObjectId
 from durable_actor.mailbox import MailboxBounds
+from durable_actor.memory import Memory
 from durable_actor.reminders import Reminders
-from durable_actor.replies import KeptRepliesLimits
+from durable_actor.replies import KeptRepliesLimits, ReplyCounters
+from durable_actor.seldom import Seldom
 from durable_actor.sockets import Sockets
 from durable_actor.storage.committer import Committer
 from durable_actor.storage.kv import KeyValueLimits
@@ -33,6 +36,7 @@ class ActivationSettings:
 
     limits: KeyValueLimits = field(default_factory=KeyValueLimits)
     bounds: MailboxBounds = field(default_factory=MailboxBounds)
+    slice_ms: int = 5
     constructor_timeout_ms: int = 30_000
     alarm_retry_limit: int = 6
     alarm_retry_base_ms: int = 2_000
@@ -53,7 +57,9 @@ class ActivationSettings:
                 events_max=objects.mailbox_events_max,
                 bytes_max=objects.mailbox_bytes_max,
                 age_ms_max=objects.mailbox_age_ms_max,
+                rate_max=objects.mailbox_rate_max,
             ),
+            slice_ms=objects.slice_ms,
             constructor_timeout_ms=objects.constructor_timeout_ms,
             alarm_retry_limit=alarms.retry_limit,
             alarm_retry_base_ms=alarms.retry_base_ms,
@@ -77,6 +83,9 @@ class ActivationCounters:
     alarms_failed: int = 0
     alarms_abandoned: int = 0
     events_dropped: int = 0
+    replies: ReplyCounters = field(default_factory=ReplyCounters)
+    # Of the log, about objects that met a full disk: each caller meets it again.
+    full_lines: Seldom = field(default_factory=Seldom)
 
 
 class Live(Protocol):
@@ -105,10 +114,12 @@ class Surroundings(Protocol):
     env: Env
     settings: ActivationSettings
     counters: ActivationCounters
+    memory: Memory
     context: contextvars.Context
     reminders: Reminders
     sockets: Sockets
     databases: Databases
+    breadcrumbs: Breadcrumbs | None
 
     def plan_turn_end(self, activation: Live, /) -> None:
         """Call `turn_ended` once the running step is over."""

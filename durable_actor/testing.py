@@ -36,8 +36,8 @@ A = TypeVar("A")
 START_MS = 1_800_000_000_000  # a Friday in January 2027; any fixed time would do
 _QUIET_LOOKS = 3
 _LOOK_SECONDS = 0.001
-# A host that lives for a moment has no use for a log that was grown in advance.
-_CONFIG = Config(storage=StorageConfig(wal_grow_bytes=64 * 1024))
+# A host that lives for a moment has no use for room that was taken in advance.
+_CONFIG = Config(storage=StorageConfig(wal_grow_bytes=64 * 1024, ballast_bytes=0))
 
 
 class ManualClock:
@@ -45,7 +45,9 @@ class ManualClock:
 
     def __init__(self, start_ms: int = START_MS) -> None:
         self._now_ms = start_ms
-        self._timers: list[tuple[int, int, _ManualTimer]] = []
+        self._elapsed_ms = 0
+        self._instants: list[tuple[int, int, _ManualTimer]] = []  # due on the wall
+        self._durations: list[tuple[int, int, _ManualTimer]] = []  # due by elapsed time
         self._order = itertools.count()
         self._is_busy: Callable[[], bool] = lambda: False
 
@@ -53,27 +55,38 @@ class ManualClock:
         """Return the time in milliseconds since the epoch."""
         return self._now_ms
 
+    def elapsed_ms(self) -> int:
+        """Return how far the clock was moved forwards, jumps of `put` left out."""
+        return self._elapsed_ms
+
     def call_at(self, due_at_ms: int, callback: Callable[[], None]) -> Timer:
         """Run `callback` once the clock is moved to the time; at once if it is past."""
-        timer = _ManualTimer(callback)
-        if due_at_ms <= self._now_ms:
-            asyncio.get_running_loop().call_soon(timer.fire)
-        else:
-            heapq.heappush(self._timers, (due_at_ms, next(self._order), timer))
-        return timer
+        return self._plan(self._instants, due_at_ms, self._now_ms, callback)
+
+    def call_later(self, delay_ms: int, callback: Callable[[], None]) -> Timer:
+        """Run `callback` once the clock was moved so far; at once if it is no way."""
+        due_ms = self._elapsed_ms + delay_ms
+        return self._plan(self._durations, due_ms, self._elapsed_ms, callback)
 
     @property
     def next_timer_at_ms(self) -> int | None:
         """When the next timer is due, if there is one."""
-        while self._timers and self._timers[0][2].is_over:
-            heapq.heappop(self._timers)
-        return self._timers[0][0] if self._timers else None
+        found = [at_ms for at_ms, _ in self._next()]
+        return min(found, default=None)
 
     def jump(self, to_ms: int) -> None:
-        """Move to a time, forwards or backwards, and fire what is due."""
+        """Move to a time and fire what is due. Forwards, so much time has passed."""
+        self._elapsed_ms += max(to_ms - self._now_ms, 0)
+        self.put(to_ms)
+
+    def put(self, to_ms: int) -> None:
+        """Put the clock forwards or back, as an operator does: no time has passed."""
         self._now_ms = to_ms
-        while (due_at_ms := self.next_timer_at_ms) is not None and due_at_ms <= to_ms:
-            _, _, timer = heapq.heappop(self._timers)
+        while due := min(self._next(), key=lambda found: found[0], default=None):
+            at_ms, timers = due
+            if at_ms > to_ms:
+                return
+            _, _, timer = heapq.heappop(timers)
             timer.fire()
 
     async def advance(self, by: Duration) -> None:
@@ -83,7 +96,7 @@ class ManualClock:
         while (
             due_at_ms := self.next_timer_at_ms
         ) is not None and due_at_ms <= until_ms:
-            self.jump(due_at_ms)
+            self.jump(max(due_at_ms, self._now_ms))
             await self.settle()
         self.jump(until_ms)
         await self.settle()
@@ -107,6 +120,29 @@ class ManualClock:
     def watch(self, is_busy: Callable[[], bool]) -> None:
         """Let `settle` wait for something beside the loop."""
         self._is_busy = is_busy
+
+    def _plan(
+        self,
+        timers: list[tuple[int, int, _ManualTimer]],
+        due_ms: int,
+        now_ms: int,
+        callback: Callable[[], None],
+    ) -> Timer:
+        timer = _ManualTimer(callback)
+        if due_ms <= now_ms:
+            asyncio.get_running_loop().call_soon(timer.fire)
+        else:
+            heapq.heappush(timers, (due_ms, next(self._order), timer))
+        return timer
+
+    def _next(self) -> Iterator[tuple[int, list[tuple[int, int, _ManualTimer]]]]:
+        """Yield when the next timer of each kind is due, by the wall as it is now."""
+        behind_ms = self._now_ms - self._elapsed_ms
+        for timers, offset_ms in ((self._instants, 0), (self._durations, behind_ms)):
+            while timers and timers[0][2].is_over:
+                heapq.heappop(timers)
+            if timers:
+                yield timers[0][0] + offset_ms, timers
 
 
 class _ManualTimer:

@@ -54,6 +54,7 @@ STEP_NAME_BYTES_MAX: Final = 512  # it is part of a key, and keys end at 2,048
 # gathers it after two rounds, and after two more for each level above.
 _CALM_ROUNDS: Final = 5
 _REST_ROUNDS: Final = 12
+_OVERSLEPT_MS = 500  # after the end of a sleep that no alarm has ended
 
 WaitReason: TypeAlias = Literal["sleep", "retry"]
 
@@ -78,6 +79,7 @@ class Wait:
     due_at_ms: int
     reason: WaitReason
     over: asyncio.Future[None]
+    due_ms: int = 0  # the same by elapsed time, in case the clock is put back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,7 @@ class RunContext:
         self._waiting: dict[str, Wait] = {}
         self._early: dict[str, asyncio.Future[None]] = {}
         self._new: list[asyncio.Future[None]] = []
-        self._timer: Timer | None = None
+        self._timers: list[Timer] = []
         self._is_idle = False  # the owner was told, and nothing has happened since
         self._is_ended = False
         self._calm_rounds = 0
@@ -184,9 +186,10 @@ class RunContext:
     def wake(self) -> None:
         """End the waits that are due, in their order."""
         self._is_idle = False
-        now_ms = self.clock.now_ms()
+        now_ms, elapsed_ms = self.clock.now_ms(), self.clock.elapsed_ms()
         for wait in sorted(self._waiting.values(), key=lambda wait: wait.due_at_ms):
-            if wait.due_at_ms <= now_ms and not wait.over.done():
+            is_over = wait.due_at_ms <= now_ms or wait.due_ms <= elapsed_ms
+            if is_over and not wait.over.done():
                 wait.over.set_result(None)
         self._arm()
         self._stir()
@@ -299,7 +302,9 @@ class RunContext:
             return
         self._rouse()
         over = asyncio.get_running_loop().create_future()
-        self._waiting[step] = Wait(step, due_at_ms, reason, over)
+        delay_ms = due_at_ms - self.clock.now_ms()
+        due_ms = self.clock.elapsed_ms() + delay_ms
+        self._waiting[step] = Wait(step, due_at_ms, reason, over, due_ms)
         self._arm()
         self._stir()
         try:
@@ -403,16 +408,30 @@ class RunContext:
         self._disarm()
         pending = [w.due_at_ms for w in self._waiting.values() if not w.over.done()]
         if pending and not self._is_idle and not self._is_ended:
-            self._timer = self.clock.call_at(min(pending), self._on_timer)
+            delay_ms = min(
+                w.due_ms for w in self._waiting.values() if not w.over.done()
+            )
+            delay_ms = max(delay_ms - self.clock.elapsed_ms(), 0)
+            self._timers = [
+                self.clock.call_at(min(pending), self._on_timer),
+                self.clock.call_later(delay_ms, self._on_timer),
+            ]
 
     def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        timers, self._timers = self._timers, []
+        for timer in timers:
+            timer.cancel()
 
     def _on_timer(self) -> None:
-        self._timer = None
+        self._disarm()
         if not self._is_ended:
+            self.wake()
+
+    def _overslept(self) -> None:
+        """The wall clock has not come to where it would be had it gone on (G14)."""
+        self._disarm()
+        if self._is_idle and not self._is_ended and self.signal is None:
+            self._rouse()
             self.wake()
 
     def _stir(self) -> None:
@@ -474,6 +493,11 @@ class RunContext:
             self._is_idle = True
             self._disarm()
             self._owner.on_idle(min(pending, key=lambda wait: wait.due_at_ms))
+            if self._is_idle and self.signal is None and not self._is_ended:
+                # Its alarm comes first, unless the clock was put back meanwhile.
+                late_ms = min(wait.due_ms for wait in pending) + _OVERSLEPT_MS
+                delay_ms = late_ms - self.clock.elapsed_ms()
+                self._timers = [self.clock.call_later(delay_ms, self._overslept)]
 
 
 def _check_name(name: object) -> None:

@@ -374,8 +374,8 @@ class Orchestrator:
             current.context.close(Suspend(resume_at_ms))
 
     def on_work(self) -> None:
-        """Take the pause back: a branch went on without any step having woken it."""
-        self._change(Resume())
+        """Take the pause back: a branch went on without its alarm having woken it."""
+        self._change(Resume(), wake_at_ms=self._clock.now_ms() + _FIRST_LOOK_MS)
 
     def _begin_pass(self) -> None:
         self._pass = current = _Pass()

@@ -28,8 +28,9 @@ from cyclopts import App, Parameter
 from durable_actor.client import DEFAULT_URL, Client, connect
 from durable_actor.config import load_config
 from durable_actor.daemon import doctor as doctor_module
-from durable_actor.daemon import wire
+from durable_actor.daemon import maintenance_commands, wire
 from durable_actor.daemon.listening import Listen
+from durable_actor.daemon.token_commands import tokens
 from durable_actor.errors import ConfigError, DurableActorError, TransportError
 from durable_actor.log import configure_logging
 
@@ -98,8 +99,9 @@ app = App(
 workflows = App(name="workflows", help="Workflows and their runs.")
 objects = App(name="objects", help="Objects that have stored something.")
 alarms = App(name="alarms", help="Alarms that are set.")
-for group in (workflows, objects, alarms):
+for group in (workflows, objects, alarms, tokens):
     app.command(group)
+maintenance_commands.add_to(app)
 
 
 @Parameter(name="*")
@@ -471,7 +473,10 @@ def _run(ask: Callable[[Client], Awaitable[object]], remote: Remote) -> int:
 
     async def talk() -> object:
         async with connect(
-            remote.url, token_file=remote.token_file, timeout=remote.timeout
+            remote.url,
+            token_file=remote.token_file,
+            timeout=remote.timeout,
+            retries=0,  # a person is told at once, and decides
         ) as client:
             return await ask(client)
 

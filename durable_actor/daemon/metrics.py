@@ -31,6 +31,10 @@ _GAUGES: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "cached_bytes": ("durable_objects_cached_bytes", "Stored values kept in memory."),
     "alarms_near": ("durable_alarms_near", "Alarms on the wheel."),
+    "starts_failing": (
+        "durable_starts_failing",
+        "Objects with a due alarm that cannot be started.",
+    ),
     "durable_ticket": ("durable_commit_ticket", "The newest turn that is on disk."),
     "events_waiting": (
         "durable_outbox_waiting_events",
@@ -57,7 +61,21 @@ _COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
     "turns_committed": ("durable_turns", "Turns made durable."),
     "events_delivered": ("durable_outbox_delivered", "Events a sink has taken."),
     "events_dropped": ("durable_outbox_dropped", "Events dropped at a full outbox."),
+    "replies_kept": ("durable_replies_kept", "Replies kept for a repeat of the call."),
+    "replies_repeated": ("durable_replies_repeated", "Repeats that got a kept reply."),
+    "replies_dropped": ("durable_replies_dropped", "Kept replies over their number."),
+    "replies_expired": ("durable_replies_expired", "Repeats too late for a reply."),
 }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LoopStats:
+    """How well the event loop comes round."""
+
+    lag_seconds: float = 0.0
+    blocked: int = 0
+    degraded: int = 0
+    interrupted: int = 0
 
 
 class HostCollector(Collector):
@@ -69,7 +87,9 @@ class HostCollector(Collector):
         *,
         state: Callable[[], str],
         in_flight: Callable[[], int],
+        loop: Callable[[], LoopStats],
     ) -> None:
+        self._loop = loop
         self._stats = stats
         self._state = state
         self._in_flight = in_flight
@@ -93,6 +113,18 @@ class HostCollector(Collector):
         yield GaugeMetricFamily(
             "durable_http_in_flight", "Requests in flight.", value=self._in_flight()
         )
+        loop = self._loop()
+        yield GaugeMetricFamily(
+            "durable_loop_lag_seconds",
+            "How long the event loop took to come round, when last asked.",
+            value=loop.lag_seconds,
+        )
+        for name, text, count in (
+            ("blocked", "Times the event loop was blocked.", loop.blocked),
+            ("degraded", "Times it was, for long.", loop.degraded),
+            ("interrupted", "Times object code was interrupted.", loop.interrupted),
+        ):
+            yield CounterMetricFamily(f"durable_loop_{name}", text, value=count)
         build = GaugeMetricFamily(
             "durable_build_info", "Always 1.", labels=["version", "python"]
         )
@@ -105,9 +137,10 @@ def make_metrics(
     *,
     state: Callable[[], str],
     in_flight: Callable[[], int],
+    loop: Callable[[], LoopStats] = LoopStats,
 ) -> Callable[[], bytes]:
     """Return a function that renders the metrics of one host."""
     registry = CollectorRegistry()
-    registry.register(HostCollector(stats, state=state, in_flight=in_flight))
+    registry.register(HostCollector(stats, state=state, in_flight=in_flight, loop=loop))
     ProcessCollector(registry=registry)
     return lambda: generate_latest(registry)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from durable_actor.breadcrumbs import EventDeaths, EventKey
 from durable_actor.directory import AlarmPage, ObjectPage, StoredPage
 from durable_actor.fetch import Request, Response
 from durable_actor.ids import ObjectId
@@ -70,6 +71,10 @@ class ObjectHost(Protocol):
     async def evict(self, object_id: ObjectId, /) -> bool: ...
 
     async def delete(self, object_id: ObjectId, /) -> bool: ...
+
+    def quarantined(self) -> Sequence[EventDeaths]: ...
+
+    def release_event(self, key: EventKey, /) -> bool: ...
 
 
 class RunsApi(Protocol):

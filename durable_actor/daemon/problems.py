@@ -12,9 +12,10 @@ traceback is shown only when `debug` is set. A failure of ours is answered with 
 
 from __future__ import annotations
 
+import random
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from http import HTTPStatus
 from typing import Final, cast
@@ -37,6 +38,7 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "invalid_name": 400,
     "invalid_time": 400,
     "unauthorized": 401,
+    "forbidden": 403,
     "host_refused": 403,
     "origin_refused": 403,
     "method_not_found": 404,
@@ -48,6 +50,7 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "body_timeout": 408,
     "deadlock": 409,
     "illegal_transition": 409,
+    "reply_expired": 409,
     "run_exists": 409,
     "body_too_large": 413,
     "storage_limit": 413,
@@ -56,7 +59,9 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
     "overloaded": 429,
     "headers_too_large": 431,
     "draining": 503,
+    "event_quarantined": 503,
     "object_reset": 503,
+    "safe_mode": 503,
     "storage_error": 503,
     "storage_failed": 503,
     "timeout": 504,
@@ -68,10 +73,13 @@ STATUS_BY_CODE: Final[Mapping[str, int]] = {
 _HINTS: Final[Mapping[str, str]] = {
     "overloaded": "Wait before you try again, or spread the work over more objects.",
     "object_reset": "Send the call again if its outcome is not_executed.",
+    "event_quarantined": "Find out why it ends the process, then release it.",
+    "safe_mode": "Look at the log, then stop the daemon in order and start it again.",
     "draining": "The daemon is stopping; try again once it has been started anew.",
     "storage_full": "Free space on the disk of the data directory.",
     "storage_failed": "Look at the disk, then restart the daemon.",
     "timeout": "Ask again with a longer X-Timeout-Ms, and the same Idempotency-Key.",
+    "reply_expired": "Look at the object to find out whether the call ran.",
     "deadlock": "Mark the method called back with @interleave.",
     "storage_limit": "Store less under one key.",
 }
@@ -117,6 +125,21 @@ class Problem:
         if trace_id is not None:
             document["trace_id"] = trace_id
         return msgspec.json.encode(document)
+
+    def without_hint(self) -> Problem:
+        """Return the same problem, saying nothing of what there is instead."""
+        return replace(self, hint="")
+
+    def spread(self) -> Problem:
+        """Return the problem with a delay of its own, if it has one.
+
+        Up to twice as long, so that those who are refused together do not come back
+        together (S11).
+        """
+        if self.retry_after_ms is None:
+            return self
+        delay_ms = self.retry_after_ms * (1 + random.random())  # noqa: S311  # jitter
+        return replace(self, retry_after_ms=int(delay_ms))
 
     def headers_to_send(self) -> dict[str, str]:
         """Return the headers of the answer; `Retry-After` is in whole seconds."""
@@ -205,6 +228,10 @@ def _is_ours(error: BaseException) -> bool:
 def _ours(error: BaseException) -> Problem:
     code = str(getattr(error, "code", "error"))
     status = STATUS_BY_CODE.get(code, 500)
+    if getattr(error, "is_everywhere", False):
+        status = int(HTTPStatus.SERVICE_UNAVAILABLE)  # not this object's share, but all
+    if code == "not_storable" and outcome_of(error) == "not_executed":
+        status = int(HTTPStatus.BAD_REQUEST)  # the caller's argument, not the answer
     retryable = bool(getattr(error, "retryable", False))
     overloaded = bool(getattr(error, "overloaded", False))
     waits = overloaded or (retryable and status == HTTPStatus.SERVICE_UNAVAILABLE)
@@ -252,6 +279,17 @@ def text_of(error: BaseException) -> str:
     except Exception as broken:  # noqa: BLE001  # the user's __str__ may do anything
         text = f"(its message cannot be shown: {type(broken).__name__})"
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def no_class(name: str, hint: str = "") -> ProblemError:
+    """Return the error for the name of a class that is not here, or not for you."""
+    return refuse("unknown_class", f"There is no class {name[:100]!r} here.", hint)
+
+
+def no_workflow(name: str, hint: str = "") -> ProblemError:
+    """Return the error for the name of a workflow that is not here, or not for you."""
+    text = f"There is no workflow {name[:100]!r} here."
+    return refuse("unknown_workflow", text, hint)
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -12,19 +12,25 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from durable_actor.breadcrumbs import Breadcrumbs
 from durable_actor.config import Config, WebSocketsConfig
+from durable_actor.daemon.accepting import Acceptor, Room
 from durable_actor.daemon.app import Traffic, build_app
 from durable_actor.daemon.guard import GuardPolicy
 from durable_actor.daemon.listening import BACKLOG, Listen, bind, hosts_of, url_of
+from durable_actor.daemon.livez import LivezThread
 from durable_actor.daemon.loader import Served, load
 from durable_actor.daemon.metrics import make_metrics
 from durable_actor.daemon.ports import RUNS_HOOK, RunsApi
@@ -33,9 +39,16 @@ from durable_actor.daemon.protocol import (
     BoundedWebSocketProtocol,
     bounded,
 )
+from durable_actor.daemon.starts import Starts
+from durable_actor.daemon.tls import make_context
+from durable_actor.daemon.token_book import TOKENS_FILE, TokenBook
 from durable_actor.daemon.tokens import TOKEN_FILE, token_of
+from durable_actor.daemon.watchdog import Watchdog
+from durable_actor.delivery import Delivery
+from durable_actor.descriptors import connections_max
 from durable_actor.errors import (
     ConfigError,
+    CorruptionError,
     DataDirectoryInUseError,
     StorageError,
 )
@@ -47,6 +60,7 @@ from durable_actor.schedules import apply as apply_schedules
 log = get_logger("durable_actor.daemon")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_ANSWERS_SECONDS = 1  # for answers being written when the grace is over
+_PAGE_RUNS = 1_000
 _START_LINE_BYTES = 32  # of a request, beside its target: method, version, spaces
 
 
@@ -68,7 +82,7 @@ class Exit(IntEnum):
                 return cls.CONFIG
             case DataDirectoryInUseError():
                 return cls.DATA_DIRECTORY_IN_USE
-            case StorageError():
+            case StorageError() | CorruptionError():
                 return cls.STORAGE_FAILED
             case _:
                 return cls.INTERNAL
@@ -93,13 +107,18 @@ async def serve(
         StorageError: The disk failed, at the start or later.
     """
     os.umask(0o077)  # every file of ours is ours alone
+    # What is in memory is not for a file that nobody expects (S21).
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
     for name in ("uvicorn", "apscheduler"):  # what they do, we tell ourselves
         logging.getLogger(name).setLevel(logging.WARNING)
     listen = listen or Listen.configured(config.http)
-    if listen.is_public and not config.http.allow_public:
+    tls = None if listen.path is not None else make_context(config.http)
+    if listen.is_public and tls is None and not config.http.allow_public:
         message = (
-            f"{listen.host} can be reached by others; listen on 127.0.0.1, or set"
-            " http.allow_public = true (and think of TLS in front of it)"
+            f"{listen.host} can be reached by others, who could read along; set"
+            " http.tls_certificate_file, or listen on 127.0.0.1, or, if something in"
+            " front of it does the TLS, set http.allow_public = true"
         )
         raise ConfigError(message)
     served = load(
@@ -110,20 +129,28 @@ async def serve(
     host = _make_host(config, served)
     signals = Signals()
     with signals.handled():
-        await host.open()
+        await host.open(is_paused=True)
+        starts = Starts(host.directory, config.crashes, now_ms=host.clock.now_ms())
         try:
+            host.breadcrumbs = _breadcrumbs(host, config)
+            if not starts.are_too_many:
+                await host.resume()
             await _serve_host(
                 host,
                 served,
                 config,
                 listen=listen,
+                tls=tls,
                 signals=signals,
                 announce=announce,
             )
         finally:
             await host.close(grace_ms=0)  # if it did not come to serving
+            if host.breadcrumbs is not None:
+                host.breadcrumbs.close()
     if host.failure is not None:
         raise host.failure
+    starts.ended_in_order()
 
 
 def _make_host(config: Config, served: Served) -> Host:
@@ -150,6 +177,7 @@ async def _serve_host(
     config: Config,
     *,
     listen: Listen,
+    tls: ssl.SSLContext | None,
     signals: Signals,
     announce: Callable[[Mapping[str, object]], None],
 ) -> None:
@@ -159,11 +187,17 @@ async def _serve_host(
         for found in served.classes.values()
         if hasattr(found.cls, RUNS_HOOK)
     ]
-    schedules = await _schedules(host, config, runs)
+    recovered = 0 if host.is_paused else await _interrupted(runs)
+    schedules = None if host.is_paused else await _schedules(host, config, runs)
     token_file = Path(http.token_file or host.directory / TOKEN_FILE)
     token = token_of(token_file)
+    book = TokenBook(Path(http.tokens_file or host.directory / TOKENS_FILE))
+    watchdog = Watchdog(config.watchdog, reset=_reset)
+    livez = _livez(config, watchdog)
     listener = bind(listen)
-    traffic = Traffic(in_flight_max=http.in_flight_max)
+    traffic = Traffic(
+        in_flight_max=http.in_flight_max, per_token_max=http.in_flight_per_token_max
+    )
     traffic.on_drain.append(host.close_web_sockets)
     app, _ = build_app(
         host,
@@ -171,20 +205,27 @@ async def _serve_host(
         runs,
         GuardPolicy(
             token=token,
-            hosts=hosts_of(listener) | {name.lower() for name in http.allowed_hosts},
+            grants=book.grants,
+            hosts=hosts_of(listener, is_tls=tls is not None)
+            | {name.lower() for name in http.allowed_hosts},
             origins=frozenset(http.allowed_origins),
             body_bytes_max=http.body_bytes_max,
+            bodies_bytes_max=http.bodies_bytes_max,
             fetch_body_bytes_max=http.fetch_body_bytes_max,
             header_bytes_max=http.header_bytes_max,
             headers_max=http.headers_max,
             target_bytes_max=http.header_bytes_max,
             body_timeout_ms=http.body_timeout_ms,
+            memory=host.memory,
         ),
         traffic,
         debug=config.debug and not listen.is_public,
-        reasons=lambda: [] if host.state == "ok" else [f"storage_{host.state}"],
+        reasons=lambda: _reasons(host),
         metrics=make_metrics(
-            host.stats, state=lambda: host.state, in_flight=lambda: traffic.in_flight
+            host.stats,
+            state=lambda: host.state,
+            in_flight=lambda: traffic.in_flight,
+            loop=watchdog.stats,
         ),
     )
 
@@ -192,11 +233,16 @@ async def _serve_host(
         facts = {
             "event": "ready",
             "pid": os.getpid(),
-            "listen": url_of(listener),
+            "listen": url_of(listener, is_tls=tls is not None),
             "epoch": host.epoch,
+            "recovered_runs": recovered,
             "data_dir": str(host.directory.absolute()),
             "token_file": str(token_file.absolute()),
         }
+        if livez is not None:
+            facts["livez"] = livez.url
+        if host.is_paused:
+            facts["safe_mode"] = True
         log.info("daemon.ready", **{key: facts[key] for key in ("listen", "epoch")})
         announce(facts)
 
@@ -206,26 +252,40 @@ async def _serve_host(
             BoundedProtocol,
             head_timeout_ms=http.header_timeout_ms,
             head_bytes_max=2 * http.header_bytes_max + _START_LINE_BYTES,
-            connections_max=http.connections_max,
+            connections_max=_connections_max(host, config),
             write_timeout_ms=http.write_timeout_ms,
         ),
         socket_protocol=bounded(
-            BoundedWebSocketProtocol, write_timeout_ms=http.write_timeout_ms
+            BoundedWebSocketProtocol,
+            write_timeout_ms=http.write_timeout_ms,
+            fragments_max=config.web_sockets.fragments_max,
         ),
         sockets=config.web_sockets,
         idle_timeout_ms=http.idle_timeout_ms,
         on_started=started,
+        tls=tls,
+        room=Room(
+            spoken_for=lambda: (
+                host.databases.descriptors_to_come if host.has_databases else 0
+            )
+        ),
     )
+    watchdog.start()
+    if livez is not None:
+        livez.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     try:
-        await schedules.start()
+        if schedules is not None:
+            await schedules.start()
         await _first(signals.stop.wait(), host.failed.wait(), serving)
-        await schedules.stop()
+        if schedules is not None:
+            await schedules.stop()
         drained = await _drain(host, traffic, signals, config.shutdown_grace_ms)
         log.info("daemon.drained" if drained else "daemon.not_drained")
     finally:
         traffic.is_draining = True
-        await schedules.stop()
+        if schedules is not None:
+            await schedules.stop()
         # Whatever was to be waited for, was. The host first: who still waits for an
         # object is told that it was reset, and that needs the server.
         await host.close(grace_ms=0)
@@ -233,6 +293,62 @@ async def _serve_host(
         await serving
         if listen.path is not None:
             listen.path.unlink(missing_ok=True)
+        if livez is not None:
+            livez.stop()
+        watchdog.stop()
+
+
+def _connections_max(host: Host, config: Config) -> int:
+    """Return how many connections there are descriptors for (G16)."""
+    wanted = config.http.connections_max
+    databases = host.databases.open_max if host.has_databases else 0
+    found = connections_max(wanted, databases=databases)
+    if found < wanted:
+        log.info("daemon.few_descriptors", connections=found, databases=databases)
+    return found
+
+
+def _breadcrumbs(host: Host, config: Config) -> Breadcrumbs | None:
+    deaths_max = config.crashes.deaths_max
+    if not deaths_max:
+        return None
+    try:
+        return Breadcrumbs(host.directory, deaths_max=deaths_max)
+    except OSError as error:  # a full disk keeps nobody from starting
+        log.warning("daemon.no_breadcrumbs", error=str(error))
+        return None
+
+
+def _reasons(host: Host) -> list[str]:
+    """Return why the daemon is not ready."""
+    reasons = ["safe_mode"] if host.is_paused else []
+    return reasons if host.state == "ok" else [*reasons, f"storage_{host.state}"]
+
+
+def _livez(config: Config, watchdog: Watchdog) -> LivezThread | None:
+    address = config.watchdog.livez_listen
+    return None if address is None else LivezThread(Listen.parse(address), watchdog)
+
+
+def _reset(delivery: Delivery, reason: str) -> None:
+    """Throw the object away whose code was interrupted."""
+    delivery.activation.break_off(reason, outcome="failed", counts=True)
+
+
+async def _interrupted(runs: Sequence[RunsApi]) -> int:
+    """Return how many runs the process before left at work; they go on now."""
+    count = 0
+    for api in runs:
+        cursor: str | None = None
+        while True:
+            page = await api.list(
+                status="Running", workflow=None, limit=_PAGE_RUNS, cursor=cursor
+            )
+            count += len(cast("list[object]", page["runs"]))
+            cursor = cast("str | None", page["cursor"])
+            if cursor is None:
+                break
+    return count
 
 
 async def _schedules(host: Host, config: Config, runs: Sequence[RunsApi]) -> Schedules:
@@ -284,9 +400,21 @@ async def _first(*awaitables: Awaitable[object]) -> None:
 class Server(uvicorn.Server):
     """uvicorn without its signal handling, which raises the signal again at the end."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_started: Callable[[], None],
+        *,
+        protocol: type[BoundedProtocol],
+        tls: ssl.SSLContext | None,
+        room: Room,
+    ) -> None:
         super().__init__(config)
+        self._room = room
+        self._acceptors: list[Acceptor] = []
         self._on_started = on_started
+        self._protocol = protocol
+        self._tls = tls
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -295,8 +423,38 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then say so."""
-        await super().startup(sockets)
+        assert sockets is not None
+        await self.lifespan.startup()  # which is off, but keeps a state
+        # Not uvicorn's own, which gives a handshake of TLS a minute, nor the loop's,
+        # for which one descriptor is like another.
+        self.servers = []
+        self._acceptors = [
+            Acceptor(
+                sock,
+                self._make_protocol,
+                room=self._room,
+                tls=self._tls,
+                handshake_seconds=self._protocol.head_timeout_ms / 1_000,
+            )
+            for sock in sockets
+        ]
+        for acceptor in self._acceptors:
+            acceptor.start()
+        self.started = True
         self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept nobody any more, and let those go who are connected."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        await super().shutdown(sockets)
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        return self._protocol(
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
 
 
 def make_server(
@@ -307,6 +465,8 @@ def make_server(
     on_started: Callable[[], None],
     socket_protocol: type[BoundedWebSocketProtocol] = BoundedWebSocketProtocol,
     sockets: WebSocketsConfig = WebSocketsConfig(),  # noqa: B008  # frozen
+    tls: ssl.SSLContext | None = None,
+    room: Room | None = None,
 ) -> Server:
     """Return a server of the application."""
     return Server(
@@ -328,6 +488,9 @@ def make_server(
             timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
         ),
         on_started,
+        protocol=protocol,
+        tls=tls,
+        room=room or Room(),
     )
 
 

@@ -22,6 +22,7 @@ from durable_actor.errors import (
     ObjectOverloadedError,
     ObjectResetError,
     Outcome,
+    ReplyExpiredError,
     StorageFailedError,
     StorageFullError,
     TransportError,
@@ -35,6 +36,7 @@ EXACT_ERROR: Final = "application/vnd.durable-actor.error+msgpack"
 
 REQUEST_ID_HEADER: Final = "Idempotency-Key"
 TIMEOUT_HEADER: Final = "X-Timeout-Ms"
+SENT_AGO_HEADER: Final = "X-Sent-Ms-Ago"  # of a repeat: since it was sent first
 
 # Of requests to an object's `fetch`, whose query belongs to the object.
 BY_HEADER: Final = "X-Object-By"  # what the name in the path is: `name` or `id`
@@ -60,6 +62,7 @@ class _Problem(msgspec.Struct, frozen=True):
     retryable: bool = False
     overloaded: bool = False
     outcome: Outcome = "unknown"
+    retry_after_ms: int | None = None
     error: dict[str, Any] | None = None
 
 
@@ -75,6 +78,7 @@ def error_of(status: int, body: bytes) -> DurableActorError:
     error.retryable = problem.retryable
     error.overloaded = problem.overloaded
     error.outcome = problem.outcome
+    error.retry_after_ms = problem.retry_after_ms
     return error
 
 
@@ -91,6 +95,8 @@ def error_named(code: str, text: str) -> DurableActorError:
             return ObjectOverloadedError(text)
         case "object_reset":
             return ObjectResetError(text)
+        case "reply_expired":
+            return ReplyExpiredError(text)
         case "storage_full":
             return StorageFullError("call", text)
         case "storage_failed":

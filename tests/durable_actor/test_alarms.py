@@ -478,3 +478,32 @@ async def test_invariant_alarm_never_late_whatever_happens(
         assert world.index == {}
         assert len(world.wheel) == 0
         await world.wheel.stop()
+
+
+async def test_g14_a_crowd_is_fired_in_batches_at_the_pace_of_its_deliveries() -> None:
+    clock = ManualClock()
+    deliveries: list[asyncio.Future[None]] = []
+
+    def fire(object_id: ObjectId, due_at_ms: int) -> asyncio.Future[None]:
+        del object_id, due_at_ms
+        deliveries.append(asyncio.get_running_loop().create_future())
+        return deliveries[-1]
+
+    async def fill(*_: int) -> list[tuple[ObjectId, int]]:
+        return [(object_id, START_MS - 1) for object_id in IDS]
+
+    wheel = AlarmWheel(clock, fill=fill, fire=fire, batch_max=4)
+    wheel.start()
+    await clock.settle()
+    assert len(deliveries) == 4
+    deliveries[0].set_result(None)
+    await clock.settle()
+    assert len(deliveries) == 4
+    deliveries[1].set_result(None)  # half of them have ended
+    await clock.settle()
+    assert len(deliveries) == 8
+    await clock.advance(alarms.BATCH_MS_MAX - 1)  # and those that go on and on
+    assert len(deliveries) == 8
+    await clock.advance(1)
+    assert len(deliveries) == 12
+    await wheel.stop()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -79,7 +82,7 @@ def worker(test: TestHost, name: str = "a") -> Worker:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_accepted_work_finishes_and_new_work_is_refused(
+async def test_g22_accepted_work_finishes_and_new_work_is_refused(
     driver: DriverKind,
 ) -> None:
     scene = Scene()
@@ -214,7 +217,7 @@ async def test_a_crash_at_any_moment_leaves_nobody_waiting(steps: int) -> None:
         assert max(answers, default=1) <= stored <= 4
 
 
-async def test_a_turn_is_on_disk_whole_or_not_at_all() -> None:
+async def test_g2_a_turn_is_on_disk_whole_or_not_at_all() -> None:
     for groups in range(5):
         async with open_test_host() as test:
             await worker(test).stored()
@@ -313,7 +316,7 @@ async def test_another_host_cannot_have_the_same_directory() -> None:
         assert await worker(test).increment() == 1
 
 
-async def test_another_loop_is_told_to_use_its_own_host() -> None:
+async def test_g26_another_loop_is_told_to_use_its_own_host() -> None:
     async with open_test_host() as test:
         stub = worker(test)
 
@@ -325,6 +328,19 @@ async def test_another_loop_is_told_to_use_its_own_host() -> None:
 
         await asyncio.to_thread(elsewhere)
         assert await stub.increment() == 1
+
+
+def test_g26_a_child_of_a_fork_is_refused_and_touches_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.support.forked", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "told": dict.fromkeys(("call", "close", "list"), "HostMisuseError"),
+        "is_untouched": True,
+        "counts": [2, 2, 3, 3],
+    }
 
 
 async def test_a_host_is_a_guest_in_its_program(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_an_id_is_read_back_from_its_text(name: str) -> None:
     "text",
     ["", "a", "0" * 63, "0" * 65, "g" * 64, " " * 64, "٠" * 64, "0x" * 32, None, 5],
 )
-def test_what_is_not_64_hex_digits_is_invalid(text: Any) -> None:
+def test_s6_what_is_not_64_hex_digits_is_invalid(text: Any) -> None:
     with pytest.raises(InvalidIdError, match="must be 64 hex digits"):
         SPACE.parse(text)
 
@@ -66,7 +66,7 @@ def test_a_mistyped_digit_is_noticed(place: int, by: int) -> None:
         SPACE.parse(text[:place] + digit + text[place + 1 :])
 
 
-def test_an_id_of_another_namespace_is_noticed() -> None:
+def test_s6_an_id_of_another_namespace_is_noticed() -> None:
     for foreign in (OTHER.from_name("a"), OTHER.new_unique()):
         with pytest.raises(ForeignIdError, match="not valid for this namespace"):
             SPACE.parse(str(foreign))
@@ -91,7 +91,7 @@ def test_unique_ids_can_be_made_repeatable() -> None:
 
 @pytest.mark.parametrize("character", ["a", "é", "😀"])
 @pytest.mark.parametrize("extra", [-1, 0, 1])
-def test_names_are_bounded_in_bytes(character: str, extra: int) -> None:
+def test_s6_names_are_bounded_in_bytes(character: str, extra: int) -> None:
     count, rest = divmod(NAME_BYTES_MAX + extra, len(character.encode()))
     name = character * count + "x" * rest
 
@@ -103,7 +103,7 @@ def test_names_are_bounded_in_bytes(character: str, extra: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\x00b", "\ud800", "a\udfff", b"a", None, 7, ["a"]])
-def test_a_name_that_is_none_is_refused(name: Any) -> None:
+def test_s6_a_name_that_is_none_is_refused(name: Any) -> None:
     with pytest.raises(InvalidIdError):
         SPACE.from_name(name)
 
@@ -112,13 +112,13 @@ def test_a_name_that_is_none_is_refused(name: Any) -> None:
     "name",
     ["", "../../etc/passwd", "%s", "{0}", "a'; DROP TABLE kv", "\n", " a ", "Ａ"],
 )
-def test_a_name_is_only_a_name(name: str) -> None:
+def test_s6_a_name_is_only_a_name(name: str) -> None:
     found = SPACE.from_name(name)
     assert str(found).isalnum()
     assert repr(found) == f"ObjectId(Counter:{name!r})"
 
 
-def test_names_that_only_look_alike_are_different() -> None:
+def test_s6_names_that_only_look_alike_are_different() -> None:
     assert SPACE.from_name("é") != SPACE.from_name("e\u0301")
 
 

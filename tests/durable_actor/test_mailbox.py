@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -10,8 +12,13 @@ from hypothesis import strategies as st
 
 from durable_actor.errors import ObjectResetError, StorageFailedError
 from durable_actor.mailbox import Envelope, Mailbox, MailboxBounds
+from durable_actor.memory import Memory
 
 BOUNDS = MailboxBounds(events_max=3, bytes_max=100, age_ms_max=1_000)
+
+
+def room() -> Memory:
+    return Memory(bytes_max=1_000_000, queued_bytes_max=1_000_000)
 
 
 async def envelope(size_bytes: int = 0, label: str = "event") -> Envelope:
@@ -21,7 +28,7 @@ async def envelope(size_bytes: int = 0, label: str = "event") -> Envelope:
 
 
 async def filled(count: int, *, size_bytes: int = 0, at: float = 0.0) -> Mailbox:
-    mailbox = Mailbox(BOUNDS)
+    mailbox = Mailbox(BOUNDS, room())
     for _ in range(count):
         mailbox.put(await envelope(size_bytes), at)
     return mailbox
@@ -31,7 +38,7 @@ async def filled(count: int, *, size_bytes: int = 0, at: float = 0.0) -> Mailbox
 
 
 async def test_events_leave_in_the_order_they_came() -> None:
-    mailbox = Mailbox(BOUNDS)
+    mailbox = Mailbox(BOUNDS, room())
     for label in "abc":
         mailbox.put(await envelope(label=label), 0.0)
 
@@ -40,7 +47,7 @@ async def test_events_leave_in_the_order_they_came() -> None:
 
 
 async def test_whose_sender_has_gone_is_not_delivered() -> None:
-    mailbox = Mailbox(BOUNDS)
+    mailbox = Mailbox(BOUNDS, room())
     for label in "abc":
         mailbox.put(await envelope(10, label), 0.0)
     for item in mailbox:
@@ -102,11 +109,11 @@ async def test_age_is_bounded(now: float, is_refused: bool) -> None:
 
 async def test_an_empty_line_takes_any_event() -> None:
     """What is larger than the bound was refused at the edge, or never can be sent."""
-    assert Mailbox(BOUNDS).refusal(1_000_000, 0.0) is None
+    assert Mailbox(BOUNDS, room()).refusal(1_000_000, 0.0) is None
 
 
 async def test_the_age_is_that_of_the_oldest_who_waits() -> None:
-    mailbox = Mailbox(BOUNDS)
+    mailbox = Mailbox(BOUNDS, room())
     mailbox.put(await envelope(), 0.0)
     mailbox.put(await envelope(), 5.0)
     assert mailbox.refusal(0, 5.5) is not None
@@ -119,7 +126,8 @@ async def test_the_age_is_that_of_the_oldest_who_waits() -> None:
     steps=st.lists(st.sampled_from(["put", "take", "leave", "take_all"]), max_size=40)
 )
 async def test_the_line_counts_right_whatever_happens(steps: list[str]) -> None:
-    mailbox, line = Mailbox(BOUNDS), list[Envelope]()
+    memory = room()
+    mailbox, line = Mailbox(BOUNDS, memory), list[Envelope]()
     for number, step in enumerate(steps):
         if step == "put":
             line.append(await envelope(number))
@@ -134,7 +142,8 @@ async def test_the_line_counts_right_whatever_happens(steps: list[str]) -> None:
                 line.pop(0)
             assert mailbox.take() is (line.pop(0) if line else None)
         assert list(mailbox) == line
-        assert mailbox._bytes == sum(item.size_bytes for item in line)
+        waiting_bytes = sum(item.size_bytes for item in line)
+        assert mailbox._bytes == memory.queued_bytes == waiting_bytes
 
 
 # -- answers ----------------------------------------------------------------------
@@ -178,3 +187,15 @@ async def test_the_first_answer_stands() -> None:
 
     with pytest.raises(ObjectResetError):
         await item.reply
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize("value", [Colour.RED, UUID(int=7), [{"a": Colour.RED}], int])
+async def test_a_value_that_leads_to_its_class_has_a_size(value: Any) -> None:
+    made = await envelope()
+    made.args = (value,)
+    made.measure()
+    assert 0 < made.size_bytes < 200

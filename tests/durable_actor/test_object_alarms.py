@@ -141,7 +141,7 @@ async def tried(test: TestHost, script: Script, runs: int) -> list[int]:
 
 
 @pytest.mark.parametrize("driver", ["thread", "process"])
-async def test_an_alarm_fires_at_its_time_and_not_before(driver: DriverKind) -> None:
+async def test_g7_an_alarm_fires_at_its_time_and_not_before(driver: DriverKind) -> None:
     script = Script()
     async with open_test_host(env={"scene": script}, driver=driver) as test:
         await reminder(test).set(30_000)
@@ -228,7 +228,7 @@ async def test_the_handler_sees_no_alarm_until_it_sets_one() -> None:
         assert script.times == [1_000, 2_000, 12_000]
 
 
-async def test_an_alarm_set_for_now_in_the_handler_fires_again() -> None:
+async def test_g8_an_alarm_set_for_now_in_the_handler_fires_again() -> None:
     script = Script("again_now", "again_now")
     async with open_test_host(env={"scene": script}) as test:
         await reminder(test).set(1_000)
@@ -258,7 +258,7 @@ async def test_a_class_without_a_handler_cannot_set_an_alarm() -> None:
             await test.host.namespace(Silent).get_by_name("a").set()
 
 
-async def test_a_failing_handler_is_retried_later_each_time_then_given_up() -> None:
+async def test_g7_a_failing_handler_is_retried_later_each_time_then_given_up() -> None:
     script = Script(*["fail"] * 10)
     async with open_test_host(env={"scene": script}) as test:
         await reminder(test).set(1_000)
@@ -333,7 +333,7 @@ async def test_a_cancellation_raised_in_the_handler_is_a_failure() -> None:
         assert [retries for _, retries in script.runs] == [0, 1]
 
 
-async def test_a_crash_in_the_handler_does_not_count_and_it_fires_again() -> None:
+async def test_g7_a_crash_in_the_handler_does_not_count_and_it_fires_again() -> None:
     script = Script("wait")
     async with open_test_host(env={"scene": script}, classes=[Reminder]) as test:
         await reminder(test).set(1_000)
@@ -383,7 +383,7 @@ async def test_the_alarms_of_a_class_fire_once_it_is_registered() -> None:
         assert script.times == [60_000]
 
 
-async def test_the_alarm_of_a_gated_object_does_not_overlap_itself() -> None:
+async def test_g8_the_alarm_of_a_gated_object_does_not_overlap_itself() -> None:
     script = Script("again_and_wait")
     async with open_test_host(env={"scene": script}) as test:
         gated = test.host.namespace(GatedReminder).get_by_name("a")
@@ -451,6 +451,36 @@ async def test_an_alarm_outlives_a_constructor_that_fails_for_a_while() -> None:
         assert script.times == []
         await test.advance("1 minute")
         assert len(script.times) == 1
+
+
+async def test_g21_a_constructor_that_always_fails_is_tried_ever_more_rarely() -> None:
+    script = Script()
+    tries: list[int] = []
+
+    class Moody(Reminder):
+        def __init__(self, ctx: DurableObjectState, env: Env) -> None:
+            super().__init__(ctx, env)
+            if script.actions:
+                tries.append(ctx.clock.now_ms() - START_MS)
+                raise LookupError(script.actions[0])
+
+    async with open_test_host(env={"scene": script}) as test:
+        moody = test.host.namespace(Moody).get_by_name("a")
+        await moody.set(20_000)
+        await test.advance("15 seconds")
+        script.actions.append("always")
+        await test.advance("1 hour")
+        pauses = [later - earlier for earlier, later in pairwise(tries)]
+        assert pauses[:4] == [2_000, 4_000, 8_000, 16_000]
+        assert pauses == sorted(pauses)
+        assert max(pauses) == 1_024_000
+        assert test.host.stats().starts_failing == 1
+
+        # It is still due, and fires once the constructor is mended.
+        script.actions.clear()
+        await test.advance("20 minutes")
+        assert len(script.times) == 1
+        assert test.host.stats().starts_failing == 0
 
 
 async def test_many_alarms_of_one_instant_all_fire() -> None:

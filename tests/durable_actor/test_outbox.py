@@ -106,7 +106,7 @@ async def open_bench(
 
 
 @pytest.mark.parametrize("driver", ["thread", "process"])
-async def test_events_arrive_in_order(driver: DriverKind) -> None:
+async def test_g9_events_arrive_in_order(driver: DriverKind) -> None:
     async with open_bench(driver=driver) as bench:
         await bench.source.emit(1, 2, 3)
         await bench.source.emit(4)
@@ -243,7 +243,7 @@ async def test_closing_delivers_what_becomes_durable_meanwhile() -> None:
         assert bench.sink.offered == offered
 
 
-async def test_a_full_outbox_drops_and_counts() -> None:
+async def test_g9_a_full_outbox_drops_and_counts() -> None:
     config = Config(storage=StorageConfig(outbox_events_max=10))
     async with open_bench(config=config) as bench:
         bench.sink.pause()

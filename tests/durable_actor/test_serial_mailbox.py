@@ -41,7 +41,7 @@ class Actor(DurableObject):
         return value + 1
 
 
-async def test_one_event_runs_at_a_time_in_order_of_arrival() -> None:
+async def test_g3_one_event_runs_at_a_time_in_order_of_arrival() -> None:
     scene = Scene()
     async with open_test_host(env={"scene": scene}) as test:
         actor = test.host.namespace(Actor).get_by_name("a")
@@ -81,7 +81,7 @@ async def test_events_of_different_objects_overlap() -> None:
         await asyncio.gather(*calls)
 
 
-async def test_read_and_write_around_an_await_lose_nothing() -> None:
+async def test_g3_read_and_write_around_an_await_lose_nothing() -> None:
     async with open_test_host() as test:
         actor = test.host.namespace(Actor).get_by_name("a")
         values = await asyncio.gather(*(actor.increment() for _ in range(40)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,13 @@ import pytest
 from tests.durable_actor.daemon.process import Daemon
 
 PATIENCE_SECONDS = 20
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Return a folder on a disk: whoever is killed is to have something in flight."""
+    with tempfile.TemporaryDirectory(prefix="durable-actor-") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

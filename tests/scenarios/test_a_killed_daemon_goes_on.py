@@ -18,7 +18,7 @@ from tests.scenarios.conftest import Answering
 from workflows import WorkflowFailedError
 
 
-async def test_a_run_resumes_and_repeats_no_recorded_step(
+async def test_g5_a_run_resumes_and_repeats_no_recorded_step(
     start: Callable[..., Daemon],
     app_config: Callable[[str], Path],
     answering: Answering,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,31 +31,59 @@ queue_bytes_max = 1_048_576
 """
 
 
+ROOMS = itertools.count()
+
+
+class House(Daemon):
+    """A daemon with rooms; each test has one of its own."""
+
+    room = "a%2Fb"
+
+    @classmethod
+    def open(cls, folder: Path, settings: str = "") -> House:
+        config = folder / "config.toml"
+        config.write_text(CONFIG + settings)
+        house = cls("--data-dir", str(folder / "data"), config=config)
+        house.wait_ready()
+        return house
+
+    def close(self) -> None:
+        self.kill()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    house = House.open(tmp_path_factory.mktemp("house"))
+    yield house
+    house.kill()
+
+
 @pytest.fixture
-def daemon(start: Callable[..., Daemon], tmp_path: Path) -> Daemon:
-    config = tmp_path / "config.toml"
-    config.write_text(CONFIG)
-    return start(config)
+def daemon(house: House) -> House:
+    house.room = f"a%2F{next(ROOMS)}"
+    return house
 
 
-def url(daemon: Daemon, member: str = "ann") -> str:
-    return f"{daemon.url.replace('http', 'ws')}/objects/Room/a%2Fb/join?{member}"
+def url(daemon: House, member: str = "ann") -> str:
+    return (
+        f"{daemon.url.replace('http', 'ws')}/objects/Room/{daemon.room}/join?{member}"
+    )
 
 
-def join(daemon: Daemon, member: str = "ann", **options: Any) -> connect:
+def join(daemon: House, member: str = "ann", **options: Any) -> connect:
     headers = {"Authorization": f"Bearer {daemon.token}"}
     options = {"additional_headers": headers, "proxy": None, **options}
     return connect(url(daemon, member), **options)
 
 
-def call(daemon: Daemon, method: str, *args: Any) -> Any:
+def call(daemon: House, method: str, *args: Any) -> Any:
     with daemon.http() as http:
-        path = f"/v1/objects/Room/a%2Fb/{method}"
+        path = f"/v1/objects/Room/{daemon.room}/{method}"
         return http.post(path, json={"args": args}).json()["result"]
 
 
 async def until(
-    daemon: Daemon, question: Callable[[], Any], expected: Callable[[Any], bool]
+    daemon: House, question: Callable[[], Any], expected: Callable[[Any], bool]
 ) -> Any:
     """Return the answer once it is as expected."""
     async with asyncio.timeout(PATIENCE_SECONDS):
@@ -63,7 +92,7 @@ async def until(
         return answer
 
 
-def resident(daemon: Daemon) -> int:
+def resident(daemon: House) -> int:
     with daemon.http() as http:
         lines = http.get("/metrics").text.splitlines()
     [line] = [line for line in lines if line.startswith("durable_objects_resident ")]
@@ -88,7 +117,7 @@ async def status_of(connecting: connect) -> int:
 
 
 async def test_what_one_says_all_hear_and_a_tag_hears_what_is_meant_for_it(
-    daemon: Daemon,
+    daemon: House,
 ) -> None:
     async with join(daemon, "ann&cooks") as ann, join(daemon, "bob&cooks&red") as bob:
         await ann.send("say hello")
@@ -105,7 +134,7 @@ async def test_what_one_says_all_hear_and_a_tag_hears_what_is_meant_for_it(
         assert call(daemon, "members") == ["ann", "bob"]
 
 
-async def test_the_room_leaves_memory_and_its_members_stay(daemon: Daemon) -> None:
+async def test_the_room_leaves_memory_and_its_members_stay(daemon: House) -> None:
     async with join(daemon, "ann") as ann, join(daemon, "bob") as bob:
         assert json.loads(await ask(ann, "facts"))["events"] == 1
         await until(daemon, lambda: resident(daemon), lambda found: found == 0)
@@ -119,7 +148,7 @@ async def test_the_room_leaves_memory_and_its_members_stay(daemon: Daemon) -> No
         assert await soon(ann.recv()) == "bob: awake"
 
 
-async def test_a_close_is_told_to_the_room_whoever_begins_it(daemon: Daemon) -> None:
+async def test_a_close_is_told_to_the_room_whoever_begins_it(daemon: House) -> None:
     async with join(daemon, "ann") as ann:
         await ann.close(4002, "enough")
         expected = ["ann", 4002, "enough", True]
@@ -135,7 +164,7 @@ async def test_a_close_is_told_to_the_room_whoever_begins_it(daemon: Daemon) -> 
     assert call(daemon, "members") == []
 
 
-async def test_a_member_that_is_killed_is_noticed(daemon: Daemon) -> None:
+async def test_a_member_that_is_killed_is_noticed(daemon: House) -> None:
     async with join(daemon, "ann") as ann:
         assert await ask(ann, "ping") == "pong"
         ann.transport.abort()
@@ -147,12 +176,13 @@ async def test_a_member_that_is_killed_is_noticed(daemon: Daemon) -> None:
     assert call(daemon, "members") == []
 
 
-async def test_a_member_that_answers_no_ping_is_given_up(
-    start: Callable[..., Daemon], tmp_path: Path
-) -> None:
-    config = tmp_path / "config.toml"
-    config.write_text(CONFIG + "ping_interval_ms = 50\nping_timeout_ms = 50\n")
-    daemon = start(config)
+async def test_a_member_that_answers_no_ping_is_given_up(tmp_path: Path) -> None:
+    settings = "ping_interval_ms = 50\nping_timeout_ms = 50\n"
+    with contextlib.closing(House.open(tmp_path, settings)) as daemon:
+        await hears_no_answer(daemon)
+
+
+async def hears_no_answer(daemon: House) -> None:
     host, port = daemon.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     head = [
@@ -176,7 +206,7 @@ async def test_a_member_that_answers_no_ping_is_given_up(
 
 
 async def test_a_message_that_is_too_large_ends_the_connection(
-    daemon: Daemon,
+    daemon: House,
 ) -> None:
     async with join(daemon, "ann") as ann:
         assert len(await ask(ann, "headers 65536")) == 65_536
@@ -191,7 +221,7 @@ async def test_a_message_that_is_too_large_ends_the_connection(
     assert call(daemon, "members") == []
 
 
-async def test_a_member_that_does_not_read_is_given_up(daemon: Daemon) -> None:
+async def test_a_member_that_does_not_read_is_given_up(daemon: House) -> None:
     async with join(daemon, "ann", max_queue=1) as ann, join(daemon, "bob") as bob:
         await ann.send("flood")
         members = lambda: call(daemon, "members")  # noqa: E731  # short
@@ -199,7 +229,7 @@ async def test_a_member_that_does_not_read_is_given_up(daemon: Daemon) -> None:
         assert await ask(bob, "ping") == "pong"
 
 
-async def test_a_reset_room_loses_its_members(daemon: Daemon) -> None:
+async def test_a_reset_room_loses_its_members(daemon: House) -> None:
     async with join(daemon, "ann") as ann, join(daemon, "bob") as bob:
         await bob.send("abort")
         for member in (ann, bob):
@@ -208,7 +238,12 @@ async def test_a_reset_room_loses_its_members(daemon: Daemon) -> None:
             assert member.close_code == 1011
 
 
-async def test_a_draining_daemon_says_goodbye(daemon: Daemon) -> None:
+async def test_a_draining_daemon_says_goodbye(tmp_path: Path) -> None:
+    with contextlib.closing(House.open(tmp_path)) as daemon:
+        await says_goodbye(daemon)
+
+
+async def says_goodbye(daemon: House) -> None:
     async with join(daemon, "ann") as ann:
         assert await ask(ann, "ping") == "pong"
         daemon.signal()
@@ -220,13 +255,13 @@ async def test_a_draining_daemon_says_goodbye(daemon: Daemon) -> None:
     assert "Traceback" not in errors
 
 
-async def test_nobody_comes_in_without_the_token(daemon: Daemon) -> None:
+async def test_nobody_comes_in_without_the_token(daemon: House) -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         assert await status_of(join(daemon, additional_headers=headers)) == 401
     assert call(daemon, "members") == []
 
 
-async def test_the_token_may_come_as_a_subprotocol(daemon: Daemon) -> None:
+async def test_the_token_may_come_as_a_subprotocol(daemon: House) -> None:
     def offering(*protocols: str) -> connect:
         offered = [Subprotocol(protocol) for protocol in protocols]
         return join(daemon, additional_headers={}, subprotocols=offered)
@@ -239,14 +274,14 @@ async def test_the_token_may_come_as_a_subprotocol(daemon: Daemon) -> None:
     assert await status_of(offering("chat", "bearer.wrong")) == 401
 
 
-async def test_a_page_comes_in_only_if_its_origin_is_named(daemon: Daemon) -> None:
+async def test_a_page_comes_in_only_if_its_origin_is_named(daemon: House) -> None:
     for origin in ("https://evil.example", "http://chat.example", "null"):
         assert await status_of(join(daemon, origin=origin)) == 403
     async with join(daemon, origin="https://chat.example") as ann:
         assert await ask(ann, "ping") == "pong"
 
 
-async def test_a_foreign_host_is_refused(daemon: Daemon) -> None:
+async def test_a_foreign_host_is_refused(daemon: House) -> None:
     token = {"Authorization": f"Bearer {daemon.token}"}
     address = daemon.url.removeprefix("http://").split(":")
     connecting = connect(
@@ -259,7 +294,7 @@ async def test_a_foreign_host_is_refused(daemon: Daemon) -> None:
     assert await status_of(connecting) == 403
 
 
-async def test_where_there_is_no_socket_the_answer_says_so(daemon: Daemon) -> None:
+async def test_where_there_is_no_socket_the_answer_says_so(daemon: House) -> None:
     def to(path: str) -> connect:
         headers = {"Authorization": f"Bearer {daemon.token}"}
         address = daemon.url.replace("http", "ws") + path

@@ -40,7 +40,7 @@ def collector() -> Iterator[httpx2.Client]:
         process.terminate()
 
 
-async def test_an_orders_events_arrive_in_order_although_the_daemon_is_killed(
+async def test_g9_an_orders_events_arrive_in_order_although_the_daemon_is_killed(
     collector: httpx2.Client,
     start: Callable[..., Daemon],
     app_config: Callable[[str], Path],

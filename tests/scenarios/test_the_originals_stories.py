@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import httpx2
 import pytest
@@ -12,10 +14,49 @@ from examples.fixture import app as fixture
 from tests.durable_actor.daemon.process import Daemon
 
 
+@dataclass(frozen=True, slots=True)
+class Asleep:
+    """A run that sleeps for five seconds, and what was said of it when it began."""
+
+    daemon: Daemon
+    started: Any
+    paused: Any
+
+    async def result(self) -> str:
+        """Wait for as long as the run sleeps, and no longer."""
+        async with connect(self.daemon.url, token=self.daemon.token) as client:
+            runs = client.workflows(fixture.WorkflowClient)
+            return await runs.get(fixture.sleeping, "sleeping-test").result()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def asleep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asleep]:
+    """Begin with the run, so that it sleeps while the other stories are told."""
+    daemon = Daemon("--data-dir", str(tmp_path_factory.mktemp("asleep") / "data"))
+    with daemon.wait_ready().http() as http:
+        started = http.post("/workflow/sleeping", json={}).json()
+        paused = http.get("/workflow/sleeping/status").json()
+    yield Asleep(daemon, started, paused)
+    daemon.kill()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, Daemon]]:
+    """Begin with the other one, too: a daemon that is killed, and the next."""
+    data_dir = str(tmp_path_factory.mktemp("killed") / "data")
+    first = Daemon("--data-dir", data_dir).wait_ready()
+    with first.http() as http:
+        http.post("/workflow/sleeping", json={})
+    first.kill()
+    second = Daemon("--data-dir", data_dir).wait_ready()
+    yield first, second
+    second.kill()
+
+
 @pytest.fixture
-def http(start: Callable[..., Daemon]) -> Iterator[httpx2.Client]:
+def http(asleep: Asleep) -> Iterator[httpx2.Client]:
     """A caller of a daemon that serves the fixture."""
-    with start().http() as caller:
+    with asleep.daemon.http() as caller:
         yield caller
 
 
@@ -52,34 +93,22 @@ def test_a_run_that_never_was_has_no_status(http: httpx2.Client) -> None:
 
 
 async def test_sleeping_is_paused_and_then_completed_after_its_sleep(
-    start: Callable[..., Daemon],
+    asleep: Asleep, http: httpx2.Client
 ) -> None:
-    daemon = start()
-    with daemon.http() as http:
-        started = http.post("/workflow/sleeping", json={}).json()
-        paused = http.get("/workflow/sleeping/status").json()
+    output = await asleep.result()
+    completed = http.get("/workflow/sleeping/status").json()
 
-        # Waits for as long as the run sleeps, five seconds, and no longer.
-        async with connect(daemon.url, token=daemon.token) as client:
-            runs = client.workflows(fixture.WorkflowClient)
-            output = await runs.get(fixture.sleeping, "sleeping-test").result()
-        completed = http.get("/workflow/sleeping/status").json()
-
-    assert started == {"id": "sleeping-test", "completed": False, "output": None}
-    assert paused["status"]["_tag"] == "Paused"
+    started = {"id": "sleeping-test", "completed": False, "output": None}
+    assert asleep.started == started
+    assert asleep.paused["status"]["_tag"] == "Paused"
     assert output == "done"
     assert completed["status"]["_tag"] == "Completed"
 
 
 async def test_a_run_that_sleeps_completes_although_the_daemon_is_killed(
-    start: Callable[..., Daemon],
+    killed: tuple[Daemon, Daemon],
 ) -> None:
-    first = start()
-    with first.http() as http:
-        http.post("/workflow/sleeping", json={})
-    first.kill()
-
-    second = start()
+    first, second = killed
     async with connect(second.url, token=second.token) as client:
         runs = client.workflows(fixture.WorkflowClient)
         output = await runs.get(fixture.sleeping, "sleeping-test").result()

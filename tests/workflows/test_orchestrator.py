@@ -231,7 +231,7 @@ async def test_a_queued_run_is_cancelled_at_once() -> None:
     assert "step.started" not in bench.events
 
 
-async def test_a_running_run_is_cancelled_before_its_next_step() -> None:
+async def test_g29_a_running_run_is_cancelled_before_its_next_step() -> None:
     outside = Outside()
     bench = await outside.at_work()
     assert (await bench.cancel("stop")).cancelled
@@ -243,7 +243,7 @@ async def test_a_running_run_is_cancelled_before_its_next_step() -> None:
     assert await bench.orchestrator.completed_steps() == ["one"]
 
 
-async def test_a_cancel_that_was_answered_holds_after_a_crash() -> None:
+async def test_g29_a_cancel_that_was_answered_holds_after_a_crash() -> None:
     outside = Outside()
     bench = await outside.at_work()
     assert (await bench.cancel("stop")).cancelled
@@ -520,7 +520,7 @@ LEDGERS: dict[str, Ledger] = {}
 NAMES = ["first", "flaky", "left", "right", "mend"]
 
 
-async def test_a_crash_after_any_commit_changes_nothing_but_the_time() -> None:
+async def test_g5_a_crash_after_any_commit_changes_nothing_but_the_time() -> None:
     """Stop after the n-th commit, for every n; then let it run to its end.
 
     Recorded steps never run again, no event is lost or out of order, and what the

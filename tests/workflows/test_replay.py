@@ -192,7 +192,7 @@ async def after_a_deploy(old: Body, new: Body) -> Bench:
 
 
 @pytest.mark.parametrize("new", CHANGES)
-async def test_a_run_whose_code_was_changed_is_parked_and_its_journal_untouched(
+async def test_g28_a_run_whose_code_was_changed_is_parked_and_its_journal_untouched(
     new: Body,
 ) -> None:
     bench = await after_a_deploy(before, new)

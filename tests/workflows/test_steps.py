@@ -79,7 +79,7 @@ async def test_a_plain_function_may_be_a_step() -> None:
     assert (await bench.run("one")).output == 6
 
 
-async def test_a_replay_returns_the_result_and_does_not_run_the_step(
+async def test_g5_a_replay_returns_the_result_and_does_not_run_the_step(
     outside: Outside,
 ) -> None:
     @workflow

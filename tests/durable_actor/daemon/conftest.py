@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.durable_actor.daemon.certificates import (
+    Certificates,
+    make_certificates,
+)
 from tests.durable_actor.daemon.process import FIXTURE_CONFIG, Daemon
 
 
@@ -39,3 +43,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     daemon.wait_ready()
     yield daemon
     daemon.kill()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Return files that TLS can be spoken with."""
+    return make_certificates(tmp_path_factory.mktemp("certificates"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import httpx2
 
 from durable_actor import codec
+from durable_actor.breadcrumbs import EventDeaths, EventKey
 from durable_actor.config import Binding
 from durable_actor.daemon.app import Traffic, build_app
 from durable_actor.daemon.guard import GuardPolicy
@@ -63,12 +65,20 @@ class Till(DurableObject):
     async def full(self) -> None:
         raise StorageFullError("put")
 
+    async def hold(self, value: Any) -> str:
+        return await self.wait()
+
     async def wait(self) -> str:
         await asyncio.Event().wait()
         return "never"
 
     def plain(self) -> int:
         return 1
+
+
+def digest_of(token: str) -> bytes:
+    """Return what the guard knows of a token."""
+    return hashlib.sha256(token.encode()).digest()
 
 
 def fake_entry(
@@ -175,6 +185,13 @@ class FakeHost:
         self.deleted.append(object_id)
         return True
 
+    def quarantined(self) -> list[EventDeaths]:
+        return []
+
+    def release_event(self, key: EventKey) -> bool:
+        del key
+        return False
+
 
 class FakeRuns:
     """Remembers what it was asked."""
@@ -224,13 +241,21 @@ class Web:
         policy: GuardPolicy | None = None,
         runs: Sequence[RunsApi] = (),
         debug: bool = False,
+        classes: Sequence[type[DurableObject]] = (Till,),
+        traffic: Traffic | None = None,
     ) -> None:
-        self.host = FakeHost(Till)
-        self.traffic = Traffic()
+        self.host = FakeHost(*classes)
+        self.traffic = traffic or Traffic()
         self.routes: Routes
         self.app, self.routes = build_app(
             self.host,
-            Served([Till], [Binding(name="TILLS", class_name="Till")]),
+            Served(
+                classes,
+                [
+                    Binding(name=f"{cls.__name__.upper()}S", class_name=cls.__name__)
+                    for cls in classes
+                ],
+            ),
             runs,
             policy or GuardPolicy(token=TOKEN, hosts=frozenset({HOST})),
             self.traffic,
@@ -254,7 +279,8 @@ async def open_web(
     policy: GuardPolicy | None = None,
     runs: Sequence[RunsApi] = (),
     debug: bool = False,
+    classes: Sequence[type[DurableObject]] = (Till,),
 ) -> AsyncIterator[Web]:
-    web = Web(policy=policy, runs=runs, debug=debug)
+    web = Web(policy=policy, runs=runs, debug=debug, classes=classes)
     async with web.http:
         yield web

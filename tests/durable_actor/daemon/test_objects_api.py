@@ -154,7 +154,7 @@ async def test_a_method_of_http_that_is_not_possible_is_a_405(web: Web) -> None:
     answer = await web.http.put("/v1/objects/Till/a", json={})
 
     assert answer.status_code == 405
-    assert answer.headers["allow"] == "DELETE, GET"
+    assert answer.headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
 
 
 @pytest.mark.parametrize(

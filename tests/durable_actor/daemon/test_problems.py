@@ -44,7 +44,7 @@ class ExtensionError(Exception):
         (errors.StorageFullError("put"), 507),
         (errors.StorageFailedError("put"), 503),
         (errors.StorageLimitError("put"), 413),
-        (errors.EncodeError("x"), 500),
+        (errors.EncodeError("x"), 400),  # an argument; an answer would have run
         (errors.InvalidIdError("x"), 400),
         (errors.ForeignIdError("x"), 400),
         (errors.HostClosedError("x"), 503),

@@ -36,7 +36,7 @@ def test_the_ready_line_is_all_there_is_on_stdout(start_daemon: Start) -> None:
     assert all(json.loads(line)["event"] for line in errors.splitlines())
 
 
-def test_the_token_is_made_once_and_for_its_owner_only(start_daemon: Start) -> None:
+def test_s2_the_token_is_made_once_and_for_its_owner_only(start_daemon: Start) -> None:
     first = start_daemon().wait_ready()
     token, path = first.token, Path(first.ready["token_file"])
     first.stop()
@@ -125,7 +125,7 @@ def test_runs_are_listed_by_status_and_workflow(daemon: Daemon) -> None:
     assert (missing.status_code, missing.json()["code"]) == (404, "run_not_found")
 
 
-def test_every_route_wants_the_token(daemon: Daemon) -> None:
+def test_s2_every_route_of_a_process_wants_the_token(daemon: Daemon) -> None:
     with daemon.http() as http:
         paths = http.get("/openapi.json").json()["paths"]
         del http.headers["Authorization"]
@@ -168,7 +168,7 @@ def test_every_route_wants_the_token(daemon: Daemon) -> None:
     ("method", "path"),
     [("GET", "/livez"), ("GET", "/metrics"), ("POST", "/v1/objects/Counter/h/value")],
 )
-def test_a_foreign_host_or_origin_is_refused(
+def test_s4_a_foreign_host_or_origin_is_refused(
     daemon: Daemon, headers: dict[str, str], status: int, method: str, path: str
 ) -> None:
     port = daemon.url.rpartition(":")[2]
@@ -443,11 +443,11 @@ def test_an_address_that_is_taken_ends_with_78(start_daemon: Start) -> None:
     assert address in exit_line(errors)["detail"]
 
 
-def test_an_address_for_everyone_is_refused(start_daemon: Start) -> None:
+def test_s3_an_address_for_everyone_is_refused_without_tls(start_daemon: Start) -> None:
     for address in ("0.0.0.0:0", "[::]:0", "example.com:0"):
         status, errors = start_daemon(listen=address).wait()
         assert status == 78
-        assert "allow_public" in exit_line(errors)["detail"]
+        assert "http.tls_certificate_file" in exit_line(errors)["detail"]
 
 
 @pytest.mark.parametrize(
@@ -468,7 +468,7 @@ def test_what_is_no_address_ends_with_64(start_daemon: Start, listen: str) -> No
     assert listen in exit_line(errors)["detail"]
 
 
-def test_a_token_file_that_others_may_read_is_refused(start_daemon: Start) -> None:
+def test_s16_a_token_file_that_others_may_read_is_refused(start_daemon: Start) -> None:
     first = start_daemon().wait_ready()
     path = Path(first.ready["token_file"])
     first.stop()
@@ -479,7 +479,7 @@ def test_a_token_file_that_others_may_read_is_refused(start_daemon: Start) -> No
     assert "chmod 600" in exit_line(errors)["detail"]
 
 
-def test_a_unix_socket_is_for_its_owner_only(
+def test_s1_a_unix_socket_is_for_its_owner_only(
     start_daemon: Start, tmp_path: Path
 ) -> None:
     path = tmp_path / "daemon.sock"
@@ -503,7 +503,17 @@ def test_a_unix_socket_is_for_its_owner_only(
     assert not path.exists()
 
 
-def test_nothing_is_written_outside_the_data_directory(
+def test_s21_a_daemon_that_crashes_leaves_no_memory_behind(
+    start_daemon: Start,
+) -> None:
+    daemon = start_daemon().wait_ready()
+    limits = Path(f"/proc/{daemon.ready['pid']}/limits").read_text()
+    core = next(line for line in limits.splitlines() if "core file" in line)
+
+    assert core.split()[4] == "0"
+
+
+def test_s16_nothing_is_written_outside_the_data_directory(
     start_daemon: Start, tmp_path: Path
 ) -> None:
     before = set(FIXTURE_CONFIG.parent.iterdir())
