@@ -6,6 +6,8 @@ VENV    ?= .venv
 CONFIG  ?= config.toml
 ARGS    ?=
 UPGRADE ?=
+SEEDS   ?= 2000
+SECONDS ?= 120
 
 PY      := $(VENV)/bin/python
 # pip fills the environment from outside: the environment needs no pip of its own,
@@ -18,7 +20,8 @@ TYPED   := $(wildcard durable_actor workflows examples benchmarks tests)
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo run setup test lint check parity bench kill programs lock clean
+.PHONY: help demo run setup test lint check parity bench kill programs simulate sweep \
+        flips fuzz overload recovery lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -53,6 +56,25 @@ kill: $(VENV)/.dev ## kill the daemon 500 times and audit what it kept
 
 programs: $(VENV)/.dev ## 10,000 programs of storage against a sorted dict (ARGS=...)
 	$(PY) -m tests.simulation.storage_programs --programs 10000 $(ARGS)
+
+simulate: $(VENV)/.dev ## seeds of the simulation (SEEDS=2000; ARGS=--mutants: planted bugs)
+	$(PY) -m tests.simulation.simulate --seeds $(SEEDS) $(ARGS)
+
+sweep: $(VENV)/.dev ## 2,000 power cuts at the I/O calls of a host (ARGS=...)
+	$(PY) -m tests.support.sweep --cuts 2000 --modes none,prefix,torn,subset $(ARGS)
+
+flips: $(VENV)/.dev ## flip 10,000 bits of data directories, one at a time
+	$(PY) -m tests.support.flips --flips 10000 $(ARGS)
+
+fuzz: $(VENV)/.dev ## each parser and the described API (SECONDS=120 for each target)
+	$(PY) -m tests.fuzz --all --seconds $(SECONDS)
+	$(PY) -m tests.fuzz.openapi --examples 100
+
+overload: $(VENV)/.dev ## ten times the load that a daemon can take
+	$(PY) -m tests.support.overload --factor 10 $(ARGS)
+
+recovery: $(VENV)/.dev ## kill a daemon with much to do, and time its next start
+	$(PY) -m tests.support.recovery_time $(ARGS)
 
 # The development lock comes first, and the runtime lock is held to it, so that
 # what is tested is what is run. `make lock UPGRADE=--upgrade` moves the versions.

@@ -56,14 +56,20 @@ TARGETS = {
     "check",
     "clean",
     "demo",
+    "flips",
+    "fuzz",
     "help",
     "kill",
     "lint",
     "lock",
+    "overload",
     "parity",
     "programs",
+    "recovery",
     "run",
     "setup",
+    "simulate",
+    "sweep",
     "test",
 }
 
@@ -137,7 +143,7 @@ def pyproject() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_every_locked_requirement_has_hashes(lock: str) -> None:
+def test_s20_every_locked_requirement_has_hashes(lock: str) -> None:
     found = pins(lock)
     assert found
     assert [name for name, (_, hashes) in found.items() if not hashes] == []
@@ -237,7 +243,7 @@ class TestImage:
         assert uid.isdecimal()  # a number, so that an orchestrator can check it
         assert int(uid) > 0
 
-    def test_it_installs_only_what_the_lock_has_hashes_for(self) -> None:
+    def test_s20_it_installs_only_what_the_lock_has_hashes_for(self) -> None:
         runs = " && ".join(rest for word, rest in dockerfile() if word == "RUN")
         installs = [each for each in runs.split("&&") if "pip install" in each]
         assert installs
