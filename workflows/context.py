@@ -70,6 +70,10 @@ class PassOwner(Protocol):
         """A step is about to begin, although the pass was idle."""
         ...
 
+    def on_progress(self) -> None:
+        """The first thing since the run was recovered was recorded."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Wait:
@@ -332,6 +336,7 @@ class RunContext:
         record = self._record
         if is_progress and record.recoveries:
             self._journal.update(msgspec.structs.replace(record, recoveries=0))
+            self._owner.on_progress()
 
     def next_end(self) -> int:
         """Return the place of a step that ends now."""

@@ -23,7 +23,7 @@ from workflows.errors import InvalidNameError
 from workflows.journal import Journal
 from workflows.machine import Status
 from workflows.orchestrator import Orchestrator, Policies
-from workflows.recovery import Recovery
+from workflows.recovery import Recovery, trials_of
 from workflows.registry import Registry
 
 RUN_ID_CHARACTERS_MAX = 256  # it is published in the directory, as an attribute
@@ -55,6 +55,7 @@ class WorkflowEngine(DurableObject):
             env=env,
             label=ctx.id.name or str(ctx.id),
             policies=self.policies,
+            trials=trials_of(env),
             spawn=ctx.wait_until,
             publish=ctx.set_attributes,
         )

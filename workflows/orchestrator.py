@@ -38,6 +38,7 @@ from durable_actor import (
     Env,
     HostClosedError,
     StorageLimitError,
+    duration_ms,
     get_logger,
 )
 from workflows.announcer import Announcer, Telling, event_of
@@ -80,7 +81,15 @@ from workflows.machine import (
     is_terminal,
     tag,
 )
-from workflows.recovery import Finish, GiveUp, LeaveAlone, Recovery, TakeUp, decide
+from workflows.recovery import (
+    Finish,
+    GiveUp,
+    LeaveAlone,
+    Recovery,
+    TakeUp,
+    Trials,
+    decide,
+)
 from workflows.registry import Registry
 from workflows.retention import ended_at_ms, purge_at_ms
 from workflows.signals import Abandon, Suspend
@@ -116,6 +125,7 @@ class Orchestrator:
         env: Env,
         label: str,
         policies: Policies,
+        trials: Trials,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Future[None]],
         publish: Callable[[Mapping[str, str]], None],
     ) -> None:
@@ -127,6 +137,8 @@ class Orchestrator:
         self._env = env
         self._label = label  # what the run is called before it has a record
         self._policies = policies
+        self._trials = trials
+        self._trial_is_over: asyncio.Event | None = None  # while there is one
         self._spawn = spawn
         self._publish = publish
         self._pass: _Pass | None = None
@@ -217,6 +229,8 @@ class Orchestrator:
                     if due_at_ms is None or now_ms < due_at_ms:
                         self._decide(record)
                         return
+                    if record.recoveries and not await self._begin_trial():
+                        return
                     self._change(Recover())
                     self._begin_pass()
             case _:
@@ -225,6 +239,53 @@ class Orchestrator:
         # Returning removes the stored alarm, which a run at work must not lose.
         while isinstance(self.status, Running):
             await self._until_settled()
+
+    async def _begin_trial(self) -> bool:
+        """Wait until no other suspect is on trial; False if there is nothing to try."""
+        turn = self._trials.enter()
+        try:
+            while not turn.done():
+                news = self._await_news()
+                await asyncio.wait((turn, news), return_when=asyncio.FIRST_COMPLETED)
+                self._forget_waiter(news)
+                if self._is_draining or not isinstance(self.status, Running):
+                    break
+        except asyncio.CancelledError:
+            self._trials.leave(turn)
+            raise
+        if not isinstance(self.status, Running):  # it was cancelled meanwhile
+            self._trials.leave(turn)
+            return False
+        if self._is_draining:
+            self._trials.leave(turn)
+            self._decide(self._require())  # its alarm is to find it again
+            return False
+        self._trial_is_over = asyncio.Event()
+        self._spawn(self._watch_trial(turn, self._trial_is_over))
+        return True
+
+    async def _watch_trial(
+        self, turn: asyncio.Future[None], is_over: asyncio.Event
+    ) -> None:
+        """Let the next one begin once this run is known not to kill its process."""
+        limit_ms = duration_ms(self._policies.recovery.stale_threshold)
+        timer = self._clock.call_later(limit_ms, is_over.set)
+        try:
+            await is_over.wait()
+            if self._trial_is_over is is_over:  # neither progress nor an end
+                self._trial_is_over = None
+                record = self._require()
+                self._journal.update(replace(record, recoveries=record.recoveries - 1))
+            await self._journal.sync()
+        finally:
+            timer.cancel()
+            self._trials.leave(turn)
+
+    def on_progress(self) -> None:
+        """End the trial: the run has recorded something."""
+        is_over, self._trial_is_over = self._trial_is_over, None
+        if is_over is not None:
+            is_over.set()
 
     async def result(self, *, is_final: bool) -> RunResult[Any]:
         """Return how far the run has come, once it has settled or has ended.
@@ -513,6 +574,7 @@ class Orchestrator:
 
     def _settle(self) -> None:
         """Tell everybody who waits for the run to pause or end."""
+        self.on_progress()
         if is_terminal(self._require().status) or self._is_parked():
             self._pass = None
         self._wake_waiters()
@@ -528,13 +590,20 @@ class Orchestrator:
         return isinstance(status, Paused) and status.parked is not None
 
     async def _until_settled(self) -> None:
+        news = self._await_news()
+        try:
+            await news
+        finally:
+            self._forget_waiter(news)
+
+    def _await_news(self) -> asyncio.Future[None]:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        try:
-            await waiter
-        finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+        return waiter
+
+    def _forget_waiter(self, waiter: asyncio.Future[None]) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
 
     def _note_failure(self, done: asyncio.Future[None]) -> None:
         """A pass that could not even write its end: let those who wait know."""
@@ -544,6 +613,7 @@ class Orchestrator:
         if error is None:
             return
         self._pass = None
+        self.on_progress()
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

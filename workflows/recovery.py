@@ -6,14 +6,24 @@ long it has been quiet, and no clock can make it look alive.
 
 A recovery is counted when it begins, durably and before the author's code runs, since
 that code may be what kills the process. Until then the record only says when it is due.
+
+A run that was interrupted again before it got anything recorded is a *suspect*: it, or
+another one that was under way with it, kills the process. So suspects are taken up one
+at a time. Each is on *trial* until it has recorded something, pauses or ends, or has
+lived for `stale_threshold`, in which case this recovery is not counted; the next one
+waits. So a process that dies again has counted it for one of them only, and a run that
+kills its process is given up without the others (RELIABILITY G21).
 """
 
 from __future__ import annotations
 
+import asyncio
+import weakref
+from collections import deque
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from durable_actor import Duration, duration_ms
+from durable_actor import Duration, Env, duration_ms
 from workflows.journal import RunRecord
 from workflows.machine import Running
 
@@ -27,9 +37,10 @@ class Recovery:
             progress before it is failed, so that a run that kills its process cannot
             do so for ever.
         delay: Before the first recovery; it doubles with each further one in a row.
-        stale_threshold: The longest that delay grows, so an orphaned run is never left
-            alone for longer. (In the original: how long a run must have been quiet
-            before it counts as orphaned, which here no run has to wait for.)
+        stale_threshold: The longest that delay grows, and the longest a run that was
+            interrupted twice holds up others of its kind. (In the original: how long
+            a run must have been quiet before it counts as orphaned, which here no run
+            has to wait for.)
     """
 
     max_attempts: int = 3
@@ -48,6 +59,39 @@ class Recovery:
         # Forty doublings of a millisecond are thirty years.
         grown = duration_ms(self.delay) << min(recoveries - 1, 40)
         return min(grown, duration_ms(self.stale_threshold))
+
+
+class Trials:
+    """Lets the suspects of one host begin one after the other, as they came."""
+
+    def __init__(self) -> None:
+        # The first is on trial; invariant: its future is done.
+        self._line: deque[asyncio.Future[None]] = deque()
+
+    def enter(self) -> asyncio.Future[None]:
+        """Get in line; the future is done when one's own trial begins."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.append(turn)
+        self._begin_first()
+        return turn
+
+    def leave(self, turn: asyncio.Future[None]) -> None:
+        """End a trial, or leave the line; may be done twice."""
+        if turn in self._line:
+            self._line.remove(turn)
+            self._begin_first()
+
+    def _begin_first(self) -> None:
+        if self._line and not self._line[0].done():
+            self._line[0].set_result(None)
+
+
+_trials: weakref.WeakKeyDictionary[Env, Trials] = weakref.WeakKeyDictionary()
+
+
+def trials_of(env: Env) -> Trials:
+    """Return the line of one host's suspects; each host has an `Env` of its own."""
+    return _trials.setdefault(env, Trials())
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from workflows.answers import CancelResult, RunResult, WorkflowCall
 from workflows.definition import WorkflowDefinition
 from workflows.journal import Journal
 from workflows.orchestrator import Orchestrator, Policies
-from workflows.recovery import Recovery
+from workflows.recovery import Recovery, Trials
 from workflows.registry import Registry
 
 ALARM_RUNNING = -1
@@ -183,6 +183,7 @@ class Bench:
             env=Env(self._no_namespace),
             label="bench",
             policies=self.policies,
+            trials=Trials(),
             spawn=self._spawn,
             publish=self.storage.set_attributes,
         )

@@ -11,7 +11,9 @@ import pytest
 from durable_actor import Config, DurableObject
 from durable_actor.testing import START_MS, TestHost, open_test_host
 from workflows import (
+    Cancelled,
     Completed,
+    Failed,
     InMemoryTracker,
     Paused,
     Recovery,
@@ -226,6 +228,56 @@ async def test_restarts_in_quick_succession_use_up_no_recovery(
     await test.advance("250 milliseconds")
     assert Stuck.begun == 2
     assert (await handle.describe()).recoveries == 1
+
+
+async def test_g21_a_run_that_kills_its_process_is_given_up_without_the_others(
+    test: TestHost,
+) -> None:
+    """The others have not got on either, as their steps take longer than it lives."""
+    Gate.begun, Gate.opened = 0, asyncio.get_running_loop().create_future()
+    others = [f"r{n}" for n in range(3)]
+    for run_id in others:
+        await client_of(test).start(gated, id=run_id)
+    await client_of(test).start(stuck, id="poison")
+    kills = 0
+    for _ in range(600):
+        await test.advance("1 second")
+        if Stuck.begun > kills:
+            kills += 1
+            await test.crash()
+            await test.start()
+    assert kills == 3, "once, and two recoveries"
+    assert isinstance(await client_of(test).get(stuck, "poison").status(), Failed)
+    Gate.opened.set_result(None)
+    await test.settle()
+    for run_id in others:
+        assert isinstance(await client_of(test).get(gated, run_id).status(), Completed)
+
+
+async def test_a_suspect_that_waits_for_its_turn_can_be_cancelled(
+    test: TestHost,
+) -> None:
+    Gate.begun, Gate.opened = 0, asyncio.get_running_loop().create_future()
+    for run_id in ("a", "b"):
+        await client_of(test).start(gated, id=run_id)
+    await test.settle()
+    begun = []
+    for _ in range(2):
+        await test.crash()
+        await test.start()
+        await test.advance("4 seconds")
+        begun.append(Gate.begun)
+    assert begun == [4, 5], "both, and then one of them"
+    handles = [client_of(test).get(gated, run_id) for run_id in ("a", "b")]
+    counts = [(await handle.describe()).recoveries for handle in handles]
+    assert sorted(counts) == [1, 2]
+    on_trial, waiting = sorted(handles, key=lambda h: counts[handles.index(h)])[::-1]
+    assert (await waiting.cancel("no more")).cancelled
+    assert isinstance(await waiting.status(), Cancelled)
+    Gate.opened.set_result(None)
+    await test.settle()
+    assert isinstance(await on_trial.status(), Completed)
+    assert Gate.begun == 6
 
 
 async def test_a_run_that_never_gets_on_fails_in_the_end(test: TestHost) -> None:

@@ -28,6 +28,9 @@ class Owner:
     def on_idle(self, wait: Wait, /) -> None:
         self.told.append(f"idle until {wait.due_at_ms}")
 
+    def on_progress(self) -> None:
+        pass
+
     def on_work(self) -> None:
         self.told.append("work")
 
