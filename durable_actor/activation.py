@@ -871,6 +871,9 @@ class Activation:
                 reset = self._reset_error(str(failure), outcome)
                 envelope.fail(failure if is_full else reset)
                 return
+            except Exception as failure:  # noqa: BLE001  # ours; nobody is to hang
+                envelope.fail(self._give_up(failure))
+                return
         self._send(envelope)
 
     def _send(self, envelope: Envelope) -> None:
@@ -1003,6 +1006,15 @@ class Activation:
                 self.end_turn()
             except StorageError as error:
                 self.break_off(str(error), outcome=_outcome_of(error), cause=error)
+            except Exception as error:  # noqa: BLE001  # the turns of others are to end
+                self._give_up(error)
+
+    def _give_up(self, failure: Exception) -> ObjectResetError:
+        """Break off after an error of ours: nobody knows what it has left behind."""
+        log.error("object.turn_failed", object=repr(self.id), exc_info=failure)
+        reason = f"its turn could not be ended: {_describe(failure)}"
+        self.break_off(reason)
+        return self._reset_error(reason, "unknown")
 
     def _block_failed(self, failure: BlockFailure) -> ObjectResetError:
         self.break_off(

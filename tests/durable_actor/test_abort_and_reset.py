@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from durable_actor import DurableObject, ObjectError, ObjectResetError, interleave
+from durable_actor import (
+    Clock,
+    DurableObject,
+    ObjectError,
+    ObjectResetError,
+    interleave,
+)
+from durable_actor.storage.overlay import Overlay
 from durable_actor.testing import open_test_host
 from tests.support.scene import Scene, results
 
@@ -83,6 +90,16 @@ class Fragile(DurableObject):
     async def remember(self, value: int) -> int:
         self.memory += value
         return self.memory
+
+    async def write(self) -> str:
+        self.ctx.storage.put("written", 1)
+        return "written"
+
+    async def write_and_wait(self) -> str:
+        self.ctx.storage.put("written", 1)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return "written"
 
     async def keys(self) -> list[str]:
         return list(await self.ctx.storage.list())
@@ -246,6 +263,37 @@ async def test_whatever_a_handler_raises_nobody_hangs(raised: str, seen: Any) ->
             await call
         await results([queued])
         assert await fragile.remember(1) >= 1
+
+
+@pytest.mark.parametrize("is_at_work", [False, True])
+async def test_an_error_of_ours_at_the_end_of_a_turn_resets_its_object_only(
+    monkeypatch: pytest.MonkeyPatch, *, is_at_work: bool
+) -> None:
+    """It must neither leave callers waiting nor keep other turns from ending."""
+    async with open_test_host() as test:
+        fragile = test.host.namespace(Fragile)
+        real = Overlay.seal
+
+        def seal(overlay: Overlay, clock: Clock) -> int:
+            if overlay._id.name == "broken" and overlay.is_unsealed:
+                message = "a bug"
+                raise RuntimeError(message)
+            return real(overlay, clock)
+
+        monkeypatch.setattr(Overlay, "seal", seal)
+        work = "write_and_wait" if is_at_work else "write"
+        calls = [
+            asyncio.ensure_future(getattr(fragile.get_by_name(name), work)())
+            for name in ("broken", "sound")
+        ]
+        await test.settle()
+        broken, sound = await results(calls)
+        assert isinstance(broken, ObjectResetError)
+        assert broken.outcome == "unknown"
+        assert "a bug" in str(broken)
+        assert sound == "written"
+        monkeypatch.setattr(Overlay, "seal", real)
+        assert await fragile.get_by_name("broken").write() == "written"
 
 
 async def test_awaiting_something_cancelled_fails_the_call_only() -> None:
