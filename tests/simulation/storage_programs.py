@@ -551,13 +551,15 @@ def _acknowledge_before_the_commit() -> Iterator[None]:
 def _tear_a_turn() -> Iterator[None]:
     seal = Committer.seal
 
-    def wrong(committer: Committer, whole: Any, raw_id: bytes = b"") -> int:
+    def wrong(
+        committer: Committer, whole: Any, raw_id: bytes = b"", *rest: Any, **more: Any
+    ) -> int:
         if len(whole.keys) > 3 and not whole.cleared:
             half = dict(list(whole.keys.items())[:2])
             first = type(whole)(whole.num, half, row=whole.row)
             seal(committer, first, raw_id)
             committer._flush()
-        return seal(committer, whole, raw_id)
+        return seal(committer, whole, raw_id, *rest, **more)
 
     with patch.object(Committer, "seal", wrong):
         yield
