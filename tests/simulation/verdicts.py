@@ -42,7 +42,7 @@ async def look_at_runs(
     client = Client.from_binding(host.namespace(Workflows))
     posts = ledger.posts
     # So many lives may have ended before a run got on. Of those that another run ended
-    # only the first counts: from then on both are suspects, and have turns of their own.
+    # only the first counts: from then on both are suspects, each with its own turn.
     lives += bool(ledger.kills)
     for run, steps in clients.runs.items():
         info = await client.get("chain", run).describe()
