@@ -187,14 +187,8 @@ def _database_keys(db: sqlite3.Connection, object_id: str) -> Iterator[Damage]:
 
 
 def _history(path: Path, object_id: str) -> Iterator[Damage]:
-    redo = path.with_suffix(".redo")
     try:
-        size = redo.stat().st_size if redo.exists() else 0
-        problem = History(path).problem()
-        # What was not finished is dropped when a history is read; after a fold there
-        # is nothing of that kind.
-        if not problem and redo.exists() and redo.stat().st_size < size:
-            problem = f"{redo.name}: the last records are damaged"
+        problem = History(path).problem()  # after a fold: nothing is half written
     except (DurableActorError, OSError) as error:
         problem = str(error)
     if problem:

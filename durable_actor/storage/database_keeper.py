@@ -18,6 +18,7 @@ from pathlib import Path
 
 from durable_actor.errors import (
     CorruptionError,
+    StorageError,
     StorageFailedError,
     StorageFullError,
 )
@@ -120,9 +121,13 @@ class Keeper:
         """Return the bookmark of now, or of a time in epoch milliseconds.
 
         Raises:
-            StorageError: The history does not reach back so far.
+            StorageError: The history does not reach back so far, or ends in damage.
         """
         history = self._history(raw_id)
+        if history.has_rest:
+            raise StorageError(
+                "bookmark", f"the history is damaged: {history.problem()}"
+            )
         if at_ms is None:
             return history.current_bookmark
         return history.bookmark_for_time(at_ms)

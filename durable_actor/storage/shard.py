@@ -649,6 +649,10 @@ class Shard:
                 if isinstance(error, sqlite3.Error) and _code(error) not in _DAMAGE:
                     raise
                 # One of them is damaged; the others are to be served.
+                if len(part) > 1:  # it may be that none fails again
+                    log.warning(
+                        "storage.read_singly", objects=len(part), error=str(error)
+                    )
                 for raw in part if len(part) > 1 else ():
                     (found[raw],) = await self._load([raw])
                 if len(part) == 1:

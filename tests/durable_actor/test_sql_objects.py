@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from durable_actor import (
     Config,
@@ -1365,21 +1366,40 @@ async def test_a_wal_that_was_cut_short_is_the_trouble_of_its_object_alone(
             await ledger(test, "hurt").rows()
 
 
-async def test_without_its_history_an_object_only_cannot_go_back() -> None:
+@pytest.mark.parametrize("damage", ["all", "a_record"])
+async def test_g11_without_its_history_an_object_only_cannot_go_back(
+    damage: str,
+) -> None:
+    with capture_logs() as logs:
+        await go_on_without_history(damage)
+
+    assert "database.history_damaged" in {line["event"] for line in logs}
+
+
+async def go_on_without_history(damage: str) -> None:
     async with open_test_host() as test:
         await ledger(test).add("one")
         await test.host.committer.fold()
+        before = await ledger(test).bookmark()
         await ledger(test).add("two")
+        await test.host.committer.fold()
+        await ledger(test).add("three")
         history = path_of(test, ledger(test)).with_suffix(".redo")
         await test.crash()
-        history.write_bytes(b"not what was written")
+        found = history.read_bytes()
+        damaged = b"not it" + found[6:] if damage == "a_record" else b"not what it was"
+        history.write_bytes(damaged)
         await test.start()
 
-        assert await ledger(test).rows() == ["one", "two"]
-        await ledger(test).add("three")
-        await test.host.committer.fold()
-        await test.restart()
         assert await ledger(test).rows() == ["one", "two", "three"]
+        await ledger(test).add("four")
+        await test.host.committer.fold()
+        for ask in (ledger(test).bookmark(), ledger(test).restore(before)):
+            with pytest.raises(StorageError, match="history is damaged"):
+                await ask
+        await test.restart()
+        assert await ledger(test).rows() == ["one", "two", "three", "four"]
+        assert history.read_bytes() == damaged, "nothing is deleted"
 
 
 async def test_the_directory_knows_the_size_of_a_database() -> None:

@@ -18,6 +18,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -53,6 +54,12 @@ HARMLESS = {
     "unlink objects/*.db-wal": "it was copied by then, and is cut off at its position",
 }
 
+# Reads that are done again, by the warning that tells the operator that one failed.
+READ_AGAIN = {
+    "alarm.fill_failed": "the page of alarms is read again, before any of them is late",
+    "storage.read_singly": "what was asked for together is read again, one by one",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
@@ -75,6 +82,11 @@ class Point:
     def errors(self) -> list[str]:
         """What the application was told of."""
         return [f"{one[1]}: {one[2]}" for one in self.said if one[0] == "error"]
+
+    @property
+    def logged(self) -> list[str]:
+        """What the operator was told of, from a warning on."""
+        return [one[2] for one in self.said if one[0] == "logged"]
 
     @property
     def torn(self) -> list[str]:
@@ -110,6 +122,10 @@ class Point:
         for pattern, reason in HARMLESS.items():
             if fnmatch(self.hit, pattern):
                 return f"{pattern}: {reason}"
+        if self.mode == "eio-read":
+            for event, reason in READ_AGAIN.items():
+                if event in self.logged:
+                    return f"{event}: {reason}"
         if self.mode.startswith("enospc"):
             return "folds and checkpoints wait for space by themselves"
         return ""
@@ -246,6 +262,7 @@ class _Worker:
         self, directory: Path, mode: str, at: int, say: Callable[[Any], None]
     ) -> None:
         directory.mkdir(mode=0o700)
+        _listen(lambda event: say(["logged", "", event]))
         shim = self._shim
         shim.iofaults_arm(
             os.fsencode(directory), mode.encode(), ctypes.c_long(at), at * 7 + len(mode)
@@ -266,6 +283,25 @@ class _Worker:
             say(asyncio.run(look(directory)))
         except (DurableActorError, OSError) as error:
             say([f"{type(error).__name__}: {error}"])
+
+
+class _Listener(logging.Handler):
+    """Hands on the names of the events that are logged."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if named := re.match(r"event='([^']+)'", record.getMessage()):
+            self._say(named[1])
+
+
+def _listen(say: Callable[[str], None]) -> None:
+    """Hand on what this process, which is a child, tells the operator from now on."""
+    logging.disable(logging.NOTSET)
+    logging.getLogger().addHandler(logging.NullHandler())  # and print nothing
+    logging.getLogger("durable_actor").addHandler(_Listener(say))
 
 
 def _work(shim: str, wish: dict[str, Any]) -> None:

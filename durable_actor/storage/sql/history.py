@@ -15,18 +15,22 @@ Theory of operation
 
 Promises
     `append` and `restore` may be repeated after a crash at any point.
-    Records that a crash left half written are dropped. A gap that this leaves, and any
-    other damage, is reported by the `append` or `restore` that meets it.
+    Nothing is removed that is not written again (G11). Reading removes nothing. The log
+    still holds what a crash left half written, so that the same bytes come again: only
+    to these does it give way, if nothing else is there but zeros. Anything else is
+    damage, and so is a gap: the `append` or `restore` that meets it reports it, and
+    leaves the files as they are.
 
 Pure file code: never opens a database, and `append` may run beside an open one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 from zlib import crc32
@@ -48,6 +52,7 @@ from durable_actor.storage.sql.wal import (
 RETAINED_BYTES_MAX = 256 * 1024 * 1024
 RETAINED_MS_MAX = 30 * 24 * 3_600_000  # as long as the original keeps it
 _HEAD = struct.Struct(">4sQQII8sQ")  # see Record; how many pages; the end of the WAL
+_NUMBERS = slice(4, 20)  # of a head: the record's number and time
 _CRC = struct.Struct(">I")
 _MAGIC = b"REDO"
 _BASE_MAGIC = b"BASE"
@@ -101,7 +106,7 @@ class History:
     """The two files of one database. Made by its path; nothing need be there yet."""
 
     def __init__(self, path: Path) -> None:
-        """Read which records there are, and drop those that were not finished.
+        """Read which records there are. Changes nothing.
 
         Args:
             path: The database's.
@@ -129,16 +134,24 @@ class History:
     @property
     def size_bytes(self) -> int:
         """The size of the redo file."""
-        return self._records[-1].end if self._records else 0
+        return self._end
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether something that is no whole record is behind the last one.
+
+        After a fold this is damage: a fold writes again what a crash left half written.
+        """
+        return self._redo.exists() and self._redo.stat().st_size > self._end
 
     def append(self, segment: WalSegment, *, seq: int, at_ms: int) -> bool:
         """Add one commit; False if it is there already. Durable after `sync`.
 
         Raises:
             CorruptionError: The segment does not consist of whole frames, or does not
-                follow what is there.
+                follow what is there. The history was not touched.
         """
-        if seq <= self.last_seq:
+        if seq <= self.last_seq and not self._forget_unfinished(seq):
             return False
         before = self._position
         if segment.offset and (segment.generation, segment.offset) != (
@@ -154,7 +167,7 @@ class History:
             database_pages = frame.database_pages
         kept = {page: images[page] for page in sorted(images) if page <= database_pages}
         head = seq, at_ms, database_pages, segment.position
-        self._write(head, tuple(kept), iter(kept.values()))
+        self._write(head, tuple(kept), lambda: iter(kept.values()))
         return True
 
     def sync(self) -> None:
@@ -189,7 +202,8 @@ class History:
 
         Raises:
             StorageError: The bookmark is older than the history, or not of it.
-            CorruptionError: A record is damaged; the database was not touched.
+            CorruptionError: The history is damaged; neither it nor the database was
+                touched.
         """
         wanted = bookmark_seq(to)
         before = self.current_bookmark
@@ -200,6 +214,7 @@ class History:
                     f" {bookmark(self._base_seq, self._base_at_ms)} to {before}"
                 )
                 raise StorageError("restore", detail)
+            self._check()
             self._append_return(wanted, seq, at_ms)
             self.sync()
         else:
@@ -248,7 +263,18 @@ class History:
         self._load()
 
     def problem(self) -> str:
-        """Return what of it is damaged, if anything is. Reads all of it."""
+        """Return what of it is damaged, if anything is. Reads all of it.
+
+        For after a fold, see `has_rest`.
+        """
+        if self.has_rest:
+            return f"{self._redo.name}: what is at byte {self._end} is not whole"
+        return self._changed()
+
+    # -- reading ---------------------------------------------------------------
+
+    def _changed(self) -> str:
+        """Return what of the base and the records is not what was written."""
         if self._base_crc and self._base_pages:
             crc = 0
             with self._base.open("rb") as file:
@@ -263,7 +289,9 @@ class History:
                         return f"{self._redo.name}: the record {record.seq} is damaged"
         return ""
 
-    # -- reading ---------------------------------------------------------------
+    def _check(self) -> None:
+        if changed := self._changed():
+            raise CorruptionError(f"{self._redo.parent / changed}")
 
     @property
     def _position(self) -> WalPosition:
@@ -276,6 +304,7 @@ class History:
         self._base_crc = 0  # of all pages; 0: an earlier release wrote it
         self._base_position = _NOWHERE
         self._read_base()
+        self._end = 0  # of the last whole record: where the next one goes
         self._records = self._scan()
 
     def _read_base(self) -> None:
@@ -310,20 +339,22 @@ class History:
             return records
         with file:
             size = file.seek(0, os.SEEK_END)
-            place = 0
-            while place < size:
-                record = self._read_record(file, place, size)
-                if record is None:
-                    break
+            while record := self._read_record(file, self._end, size):
+                if records and record.seq <= records[-1].seq:
+                    break  # a changed number would hide it
                 records.append(record)
-                place = record.end
+                self._end = record.end
             # What a crash left half written is at the end, since `sync` comes before
-            # anything relies on it. `append` finds out if more than that is missing.
+            # anything relies on it. A record before that is looked at when it is used,
+            # but for those that are not to be used, since the base has them.
             while records and not self._is_whole(file, records[-1]):
-                place = self._start(records.pop())
-        if place < self._redo.stat().st_size:
-            os.truncate(self._redo, place)
-        return [record for record in records if record.seq > self._base_seq]
+                self._end = self._start(records.pop())
+            covered = [record for record in records if record.seq <= self._base_seq]
+            for record in covered:
+                if not self._is_whole(file, record):
+                    self._end = self._start(record)
+                    return []
+        return records[len(covered) :]
 
     def _read_record(self, file: IO[bytes], place: int, size: int) -> Record | None:
         """Return the record at a place, None if it is not all there."""
@@ -339,6 +370,22 @@ class History:
         pages = struct.unpack(f">{count}I", file.read(4 * count))
         position = WalPosition(generation, wal)
         return Record(seq, at_ms, database_pages, pages, position, offset, end)
+
+    def _forget_unfinished(self, seq: int) -> bool:
+        """Forget a record if a crash left it half written, and those behind it.
+
+        For one that the log still holds, as it does those behind it.
+        """
+        places = [n for n, record in enumerate(self._records) if record.seq == seq]
+        if not places:
+            return False
+        record = self._records[places[0]]
+        with self._redo.open("rb") as file:
+            if self._is_whole(file, record):
+                return False
+        del self._records[places[0] :]
+        self._end = self._start(record)
+        return True
 
     def _start(self, record: Record) -> int:
         return record.offset - 4 * len(record.pages) - _HEAD.size
@@ -380,14 +427,7 @@ class History:
 
     def _state(self, seq: int) -> Iterator[bytes]:
         """Yield the pages of the database at a moment, checking every record used."""
-        if self._redo.exists():
-            with self._redo.open("rb") as file:
-                for record in self._records:
-                    if record.seq <= seq and not self._is_whole(file, record):
-                        message = f"{self._redo}: the record {record.seq} is damaged"
-                        raise CorruptionError(message)
-        if problem := self.problem():
-            raise CorruptionError(problem)
+        self._check()
         count, places = self._places(seq)
         if not count:
             yield empty_database()
@@ -445,9 +485,12 @@ class History:
         count, then = self._places(wanted)
         if count:
             pages = [p for p in range(1, count + 1) if now.get(p) != then.get(p)]
-            images = self._images(pages, then)
         else:
-            count, pages, images = 1, [1], iter([empty_database()])
+            count, pages = 1, [1]
+
+        def images() -> Iterator[bytes]:
+            return self._images(pages, then) if then else iter([empty_database()])
+
         # Where the WAL ended is where the shard says that the database ends, still.
         self._write((seq, at_ms, count, self._position), tuple(pages), images)
 
@@ -455,10 +498,14 @@ class History:
         self,
         what: tuple[int, int, int, WalPosition],
         pages: tuple[int, ...],
-        images: Iterator[bytes],
+        images: Callable[[], Iterator[bytes]],
     ) -> None:
-        """Append a record behind the last one."""
-        start = self.size_bytes
+        """Append a record behind the last one.
+
+        Raises:
+            CorruptionError: Something else is there that may be a damaged record.
+        """
+        start = self._end
         seq, at_ms, database_pages, position = what
         head = _HEAD.pack(
             _MAGIC,
@@ -470,21 +517,51 @@ class History:
             position.end,
         )
         head += struct.pack(f">{len(pages)}I", *pages)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(self._redo, flags, 0o600)
         with os.fdopen(fd, "r+b", buffering=0) as raw:
-            raw.truncate(start)  # what an earlier try has left
-            raw.seek(start)
-            _write_whole(raw, head)
-            crc = crc32(head)
-            for image in images:
-                _write_whole(raw, image)
-                crc = crc32(image, crc)
-            _write_whole(raw, _CRC.pack(crc))
+            if raw.seek(0, os.SEEK_END) > start:
+                raw.seek(start)
+                if not _is_begun(raw, head, images()):
+                    message = f"{self._redo}: what is at byte {start} is not whole"
+                    raise CorruptionError(message)
+            try:
+                raw.truncate(start)
+                raw.seek(start)
+                _write_whole(raw, head)
+                crc = crc32(head)
+                for image in images():
+                    _write_whole(raw, image)
+                    crc = crc32(image, crc)
+                _write_whole(raw, _CRC.pack(crc))
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    raw.truncate(start)  # the next one may be another
+                raise
         offset = start + len(head)
-        end = offset + len(pages) * PAGE_BYTES + _CRC.size
-        record = Record(seq, at_ms, database_pages, pages, position, offset, end)
+        self._end = offset + len(pages) * PAGE_BYTES + _CRC.size
+        record = Record(seq, at_ms, database_pages, pages, position, offset, self._end)
         self._records.append(record)
+
+
+def _is_begun(file: IO[bytes], head: bytes, images: Iterator[bytes]) -> bool:
+    """Whether what comes in a file is a record that a crash left half written.
+
+    Its number and its time do not count: a restore that is asked for again has others.
+    """
+    found = file.read(len(head))
+    named = slice(_NUMBERS.start, min(_NUMBERS.stop, len(found)))
+    found = found[: named.start] + head[named] + found[named.stop :]
+    return _is_part(found, head) and all(
+        _is_part(file.read(PAGE_BYTES), image) for image in images
+    )
+
+
+def _is_part(found: bytes, whole: bytes) -> bool:
+    """Whether bytes are those of a whole, as far as they go, or zero."""
+    if found == whole:
+        return True
+    return all(byte in (0, wanted) for byte, wanted in zip(found, whole, strict=False))
 
 
 def _summed(image: bytes, sums: list[int]) -> bytes:

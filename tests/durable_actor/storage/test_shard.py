@@ -27,6 +27,8 @@ from durable_actor.storage import shard as shard_module
 from durable_actor.storage.batch import AlarmRow, EventRow, ReplyRow, Seal
 from durable_actor.storage.ports import (
     ExpireReplies,
+    Loaded,
+    LoadObjects,
     ReadAlarms,
     ReadDirectory,
     ReadKeys,
@@ -719,3 +721,29 @@ async def test_any_error_of_a_dropped_shard_is_one_of_ours(tmp_path: Path) -> No
             await shard.commit(group_of(1, seal_of(1, {"a": b"1"})))
         with pytest.raises(StorageError):
             await load_one(shard, 1)
+
+
+async def test_g13_a_read_that_fails_once_for_many_is_told_and_done_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_shard(tmp_path) as shard:
+        for num in (1, 2):
+            await shard.commit(group_of(num, seal_of(num, {"k": b"value"})))
+        load_some = shard._load_some
+        asked: list[int] = []
+
+        async def fails_once(ids: list[bytes]) -> dict[bytes, Loaded]:
+            asked.append(len(ids))
+            if len(asked) == 1:
+                error = sqlite3.DatabaseError("a read failed")
+                error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+                raise error
+            return await load_some(ids)
+
+        monkeypatch.setattr(shard, "_load_some", fails_once)
+        await shard.fold()
+        loaded = await shard.read(LoadObjects([raw_id(1), raw_id(2)]))
+
+        assert asked == [2, 1, 1]
+        assert [one.damage for one in loaded] == [None, None]
+        assert "storage.read_singly" in caplog.text

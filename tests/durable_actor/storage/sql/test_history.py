@@ -237,6 +237,92 @@ def test_a_damaged_record_is_reported_before_the_database_is_touched(
     assert life.path.read_bytes() == before
 
 
+def damage(life: Life, record: int, place: str) -> bytes:
+    """Change a bit of a record that was synced; return the file as it is then."""
+    redo = life.path.with_suffix(".redo")
+    data = bytearray(redo.read_bytes())
+    start = life.history._records[record - 1].end if record else 0
+    images = life.history._records[record].offset
+    places = {"magic": 1, "number": 11, "count": 27, "images": images - start + 77}
+    data[start + places[place]] ^= 64
+    redo.write_bytes(data)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("place", ["magic", "number", "count", "images"])
+@pytest.mark.parametrize("record", [0, 2, 5])
+@pytest.mark.parametrize("is_new", [False, True], ids=["same_wal", "new_wal"])
+def test_g11_no_byte_of_a_damaged_history_is_touched_and_its_damage_is_told(
+    life: Life, record: int, place: str, is_new: bool
+) -> None:
+    redo = life.path.with_suffix(".redo")
+    if is_new:
+        life.db.checkpoint()
+    before = damage(life, record, place)
+    life.history = History(life.path)
+
+    if place == "images" and record < 5:  # found when it is used
+        life.commit("INSERT INTO t VALUES (80, 'later')")
+    else:
+        with pytest.raises(CorruptionError):
+            life.commit("INSERT INTO t VALUES (80, 'later')")
+        assert redo.read_bytes() == before
+    before = redo.read_bytes()
+    life.db.close(life.db.position)
+    with pytest.raises(CorruptionError):
+        life.history.restore(bookmark(0, 0), seq=9, at_ms=9_000)
+    with pytest.raises(CorruptionError):
+        History(life.path).restore(bookmark(0, 0), seq=9, at_ms=9_000)
+
+    assert life.history.problem()
+    assert redo.read_bytes()[: len(before)] == before
+
+
+def test_g11_a_record_left_half_written_is_no_damage(life: Life) -> None:
+    # The control: what the log still holds is written again, whatever was left of it.
+    redo = life.path.with_suffix(".redo")
+    data = redo.read_bytes()
+    start = life.history._records[3].end
+    holes = {"head": (0, 512), "image": (60, 4_000), "all": (0, len(data) - start)}
+    for name, (hole, size) in holes.items():
+        torn = bytearray(data)
+        torn[start + hole : start + hole + size] = bytes(size)
+        redo.write_bytes(torn)
+        history = History(life.path)
+        assert redo.read_bytes() == torn, "reading changes nothing"
+
+        assert [
+            history.append(segment, seq=seq, at_ms=seq * 1_000)
+            for seq, segment in life.segments.items()
+        ] == [False] * 4 + [True] * 2, name
+
+        assert redo.read_bytes() == data, name
+
+
+@pytest.mark.parametrize("is_asked_again", [True, False])
+def test_a_return_that_was_left_half_written_is_asked_for_again(
+    life: Life, is_asked_again: bool
+) -> None:
+    redo = life.path.with_suffix(".redo")
+    before = redo.read_bytes()
+    life.db.close(life.db.position)
+    life.history.restore(bookmark(3, 3_000), seq=7, at_ms=7_000)
+    torn = redo.read_bytes()[:-700]
+    redo.write_bytes(torn)
+    history = History(life.path)
+
+    if is_asked_again:
+        history.restore(bookmark(3, 3_000), seq=8, at_ms=9_999)  # with a new ticket
+        db = Database.open(life.path, life.db.position)
+        assert look(db) == life.states[3]
+        db.close(db.position)
+    else:
+        with pytest.raises(CorruptionError, match="not whole"):
+            history.restore(bookmark(2, 2_000), seq=8, at_ms=9_999)
+        assert redo.read_bytes() == torn
+    assert redo.read_bytes()[: len(before)] == before
+
+
 @pytest.mark.parametrize("damage", ["cut", "bit"])
 def test_a_damaged_base_is_reported(life: Life, damage: str) -> None:
     life.history.trim(100_000, age_ms_max=96_500)
