@@ -143,6 +143,7 @@ class StorageConfig(msgspec.Struct, frozen=True, kw_only=True):
     wal_bytes_max: Positive = 16 * MIB  # then it is checkpointed, before the next group
     wal_grow_bytes: Positive = 4 * MIB  # fewer, larger growths: each costs a sync more
     group_rows_max: Positive = 256  # of one commit: enough to share a sync, still quick
+    group_bytes_max: Positive = 8 * MIB  # of one commit; a larger turn goes alone
     hydrate_bytes_max: Positive = 256 * KIB  # a smaller object is read whole at once
     cache_bytes_max: Positive = 256 * MIB  # of all objects; the rest is read again
     list_bytes_max: Positive = (
@@ -153,6 +154,9 @@ class StorageConfig(msgspec.Struct, frozen=True, kw_only=True):
     value_bytes_max: Positive = 2 * MIB  # Durable Objects' own limit
     key_bytes_max: Positive = 2_048  # Durable Objects' own limit
     batch_entries_max: Positive = 128  # Durable Objects' own limit
+    # Of keys and values of one turn or transaction: one entry of the log, in memory
+    # several times over on its way to the disk.
+    turn_bytes_max: Positive = 64 * MIB
     outbox_events_max: Positive = 50_000  # per shard; a sink may be away for a while
     reply_ttl_ms: Positive = 24 * HOUR_MS  # a client that repeats a call does so today
     replies_per_object_max: Positive = 10_000  # then the oldest goes first

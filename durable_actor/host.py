@@ -239,6 +239,7 @@ class Host:
             on_folded=self.databases.folded,
             log_bytes_max=storage.log_bytes_max,
             group_rows_max=storage.group_rows_max,
+            group_bytes_max=storage.group_bytes_max,
         )
         self.memory.cached = lambda: self.committer.cached_bytes
         self.databases.start(

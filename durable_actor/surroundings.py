@@ -51,6 +51,7 @@ class ActivationSettings:
                 key_bytes_max=storage.key_bytes_max,
                 value_bytes_max=storage.value_bytes_max,
                 batch_entries_max=storage.batch_entries_max,
+                turn_bytes_max=storage.turn_bytes_max,
                 list_bytes_max=storage.list_bytes_max,
             ),
             bounds=MailboxBounds(

@@ -6,6 +6,11 @@ Theory of operation
     otherwise it gathers until the acknowledgement comes. There is no timer, so a lone
     caller waits for one commit and a thousand share one.
 
+    A group has a bound in bytes: what exceeds it stands in line, in groups that are
+    closed, and each commits after the one before. A seal over the bound goes alone. So
+    a row of the log, and every copy of one on its way to the disk, is of bounded size
+    however much is written at a time (G17).
+
     Groups commit one after the other, so "durable" is one number: every ticket up to
     `durable_ticket` is on disk, except those of groups that failed.
 
@@ -23,8 +28,9 @@ Promises
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 from msgspec import UNSET
@@ -60,6 +66,7 @@ _FULL_RETRY_SECONDS = 1.0
 _PAGE_KEYS = 1_000  # of an object whose whole state a watch needs
 _LOG_TIMES_MAX = 4  # of its bound in bytes; then commits wait for the fold
 _LOG_SEALS_MAX = 100_000  # beside its bytes: tiny seals are slow to replay at a start
+_SEAL_BYTES = 150  # of a seal beside what it says: its directory row, and who waits
 
 log = get_logger("durable_actor.storage")
 
@@ -67,9 +74,18 @@ log = get_logger("durable_actor.storage")
 class _Gathering:
     """The seals of one group, and who waits for them."""
 
-    __slots__ = ("elsewhere", "raw_ids", "seals", "settled")
+    __slots__ = (
+        "elsewhere",
+        "last_ticket",
+        "raw_ids",
+        "seals",
+        "settled",
+        "size_bytes",
+    )
 
     def __init__(self) -> None:
+        self.last_ticket = 0
+        self.size_bytes = 0
         self.seals: list[Seal] = []
         self.raw_ids: list[bytes] = []
         self.elsewhere: dict[int, KeyChanges] = {}  # by ticket
@@ -89,6 +105,7 @@ class Committer:
         on_folded: Callable[[bytes, WalPosition], None] = lambda _, __: None,
         log_bytes_max: int = 8 * 1024 * 1024,
         group_rows_max: int = 256,
+        group_bytes_max: int = 8 * 1024 * 1024,
     ) -> None:
         self._driver = driver
         self._on_failure = on_failure
@@ -97,17 +114,20 @@ class Committer:
         self._on_folded = on_folded  # pages of this object's database, up to there
         self._log_bytes_max = log_bytes_max
         self._group_rows_max = group_rows_max
+        self._group_bytes_max = group_bytes_max
         self.last_ticket = driver.opened.last_ticket
         self.durable_ticket = driver.opened.last_ticket
         self._committed_ticket = driver.opened.last_ticket  # of the newest log row
         self._last_num = driver.opened.last_num
         self._last_event = driver.opened.last_event
         self._gathering = _Gathering()
+        # Invariant: closed groups, oldest first; none of them is empty, nor is what is
+        # gathering while there are any.
+        self._line: deque[_Gathering] = deque()
         self._in_flight: asyncio.Task[None] | None = None
         # Invariant: None if and only if self._in_flight is. Holds every answer of the
         # group, so it must not outlive it.
         self._in_flight_group: _Gathering | None = None
-        self._in_flight_last = 0  # its last ticket
         self._flush_planned = False
         self._planned: asyncio.Task[None] | None = None  # the last that was planned
         self._failed: list[tuple[int, int]] = []  # ticket ranges that never were
@@ -139,7 +159,11 @@ class Committer:
         return self._last_event
 
     def seal(
-        self, seal: Seal, raw_id: bytes = b"", elsewhere: KeyChanges | None = None
+        self,
+        seal: Seal,
+        raw_id: bytes = b"",
+        elsewhere: KeyChanges | None = None,
+        size_bytes: int = 0,
     ) -> int:
         """Take one turn's writes and return their ticket. Never suspends.
 
@@ -147,20 +171,26 @@ class Committer:
             seal: The writes; not to be changed afterwards.
             raw_id: The object's id, by which `load` and `pending` find it.
             elsewhere: Keys it wrote to a database of its own, for who watches it.
+            size_bytes: Of its keys, values and the like, about; its row not counted.
 
         Raises:
             StorageFailedError: The shard failed; nothing more is taken.
         """
         if self.failure is not None:
             raise self.failure
-        self.last_ticket += 1
+        size_bytes += _SEAL_BYTES
         gathering = self._gathering
+        if gathering.size_bytes + size_bytes > self._group_bytes_max:
+            gathering = self._next_gathering()
+        gathering.size_bytes += size_bytes
+        self.last_ticket += 1
+        gathering.last_ticket = self.last_ticket
         gathering.seals.append(seal)
         gathering.raw_ids.append(raw_id)
         if elsewhere is not None:
             gathering.elsewhere[self.last_ticket] = elsewhere
         if self._in_flight is None:
-            if len(gathering.seals) >= self._group_rows_max:
+            if len(gathering.seals) >= self._group_rows_max or self._line:
                 self._flush()
             elif not self._flush_planned:
                 self._flush_planned = True
@@ -174,10 +204,7 @@ class Committer:
         if ticket <= self.durable_ticket or self.failure is not None:
             settled(self.failure_of(ticket))
             return
-        group = self._in_flight_group
-        if group is None or ticket > self._in_flight_last:
-            group = self._gathering
-        group.settled.append(settled)
+        self._part_of(ticket).settled.append(settled)
 
     async def wait(self, ticket: int) -> None:
         """Return once the ticket is on disk.
@@ -231,7 +258,7 @@ class Committer:
 
     def unsettled(self, raw_id: bytes) -> Iterator[Seal]:
         """Return the seals of an object that are not durable yet, oldest first."""
-        for group in (self._in_flight_group, self._gathering):
+        for group in (self._in_flight_group, *self._line, self._gathering):
             if group is not None:
                 for owner, seal in zip(group.raw_ids, group.seals, strict=True):
                     if owner == raw_id:
@@ -318,8 +345,7 @@ class Committer:
         await self._driver.drop()
         if tasks:
             await asyncio.wait(tasks)
-        gathered, self._gathering = self._gathering, _Gathering()
-        _tell(gathered.settled, self.failure)
+        _tell(self._let_go(), self.failure)
         self.watches.end(HostClosedError("the host was dropped"))
 
     # -- commit ------------------------------------------------------------
@@ -329,7 +355,7 @@ class Committer:
         group = self._take_gathered()
         if group is not None:
             self._in_flight = asyncio.get_running_loop().create_task(
-                self._commit(group, self.last_ticket), name="commit"
+                self._commit(group), name="commit"
             )
 
     async def _commit_gathered(self) -> None:
@@ -338,18 +364,44 @@ class Committer:
         group = self._take_gathered()
         if group is not None:
             self._in_flight = asyncio.current_task()
-            await self._commit(group, self.last_ticket)
+            await self._commit(group)
 
     def _take_gathered(self) -> _Gathering | None:
-        group = self._gathering
-        if self._in_flight is not None or not group.seals or self.failure is not None:
+        gathering = self._gathering
+        is_idle = self._in_flight is None and self.failure is None
+        if not is_idle or not gathering.seals:
             return None
-        self._gathering = _Gathering()
+        if self._line:
+            group = self._line.popleft()
+        else:
+            group, self._gathering = gathering, _Gathering()
         self._in_flight_group = group
-        self._in_flight_last = self.last_ticket
         return group
 
-    async def _commit(self, group: _Gathering, last_ticket: int) -> None:
+    def _part_of(self, ticket: int) -> _Gathering:
+        group = self._in_flight_group
+        if group is not None and ticket <= group.last_ticket:
+            return group
+        if self._line and ticket <= self._line[-1].last_ticket:
+            return next(part for part in self._line if ticket <= part.last_ticket)
+        return self._gathering
+
+    def _next_gathering(self) -> _Gathering:
+        """Close the group that gathers, as it is full; return the one after it."""
+        if self._gathering.seals:
+            self._line.append(self._gathering)
+            self._gathering = _Gathering()
+        return self._gathering
+
+    def _let_go(self) -> list[Settled]:
+        """Forget all that has gathered; return who waits for it, in order."""
+        parts = *self._line, self._gathering
+        self._line.clear()
+        self._gathering = _Gathering()
+        return list(chain.from_iterable(part.settled for part in parts))
+
+    async def _commit(self, group: _Gathering) -> None:
+        last_ticket = group.last_ticket
         try:
             await self._room_in_log()
             batch = encode_batch(group.seals)
@@ -373,7 +425,7 @@ class Committer:
         self.seals += len(group.seals)
         self._log_bytes += len(batch)
         self._log_seals += len(group.seals)
-        self._remember(group, last_ticket)
+        self._remember(group)
         # The next group may start before anyone hears of this one.
         self._flush()
         _tell(group.settled, None)
@@ -395,7 +447,7 @@ class Committer:
 
     def _give_up(self, group: _Gathering, error: StorageError) -> None:
         """A commit failed: so do its seals and all that came after them."""
-        later, self._gathering = self._gathering, _Gathering()
+        later = self._let_go()
         if self.failure is None:
             first_failed = self.durable_ticket + 1
             if isinstance(error, StorageFullError):
@@ -420,7 +472,7 @@ class Committer:
                 self._on_failure(error, first_failed)
             except Exception:
                 log.exception("storage.callback_failed")
-        _tell([*group.settled, *later.settled], error)
+        _tell([*group.settled, *later], error)
 
     def _plan_probe(self) -> None:
         """Find out by ourselves when there is space again, if nobody else writes."""
@@ -451,10 +503,10 @@ class Committer:
 
     # -- what is not folded --------------------------------------------------
 
-    def _remember(self, group: _Gathering, last_ticket: int) -> None:
+    def _remember(self, group: _Gathering) -> None:
         fresh = self._fresh
         if self.watches.by_id:
-            first_ticket = last_ticket - len(group.seals) + 1
+            first_ticket = group.last_ticket - len(group.seals) + 1
             self.watches.tell(group.raw_ids, group.seals, first_ticket, group.elsewhere)
         for raw_id, seal in zip(group.raw_ids, group.seals, strict=True):
             if seal.num:

@@ -158,6 +158,7 @@ class DatabaseOverlay(Overlay):
             segment = database.commit()
         changes = KeyChanges(self._unsealed or {}, self._cleared)
         self._unsealed, self._cleared = None, False
+        self.unsealed_bytes = 0
         if segment is not None or self._restore is not None:
             self._elsewhere = changes
             self._database_turn = DatabaseTurn(

@@ -13,7 +13,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
 from typing import Any, Generic, Protocol, TypeVar, overload
 
@@ -221,7 +229,7 @@ class KeyValueStorage:
 
         Raises:
             EncodeError: A value that cannot be kept exactly; names where it sits.
-            StorageLimitError: Key, value or batch over its limit.
+            StorageLimitError: Key, value, batch or turn over its limit.
         """
         self._check_open("put")
         limits = self._limits
@@ -235,6 +243,7 @@ class KeyValueStorage:
                 (check_key(name, limits), check_value(name, encode(item), limits))
                 for name, item in key.items()
             ]
+            self._check_turn("put", encoded)
             for name, data in encoded:
                 self._overlay.put(name, data)
             self._wrote(key, is_confirmed=not allow_unconfirmed)
@@ -243,7 +252,11 @@ class KeyValueStorage:
                 message = "put takes a key and a value, or one mapping"
                 raise TypeError(message)
             check_key(key, limits)
-            self._overlay.put(key, check_value(key, encode(value), limits))
+            data = check_value(key, encode(value), limits)
+            overlay = self._overlay
+            if overlay.unsealed_bytes + len(key) + len(data) > limits.turn_bytes_max:
+                self._check_turn("put", ((key, data),))
+            overlay.put(key, data)
             self._wrote((key,), is_confirmed=not allow_unconfirmed)
         return _DONE
 
@@ -274,6 +287,7 @@ class KeyValueStorage:
             existed = self._overlay.lookup(check_key(key, self._limits))
             if existed is None:
                 return _FALSE
+            self._check_turn("delete", ((key, None),))
             self._overlay.delete(key)
             self._wrote((key,), is_confirmed=not allow_unconfirmed)
             return _TRUE if existed is not UNSET else self._existed([key], bool)
@@ -411,12 +425,27 @@ class KeyValueStorage:
             raise StorageLimitError("delete", _too_many(len(wanted), limits))
         unknown = [key for key in wanted if self._overlay.lookup(key) is UNSET]
         existed = sum(self._overlay.lookup(key) not in (None, UNSET) for key in wanted)
+        self._check_turn("delete", [(key, None) for key in wanted])
         for key in wanted:
             self._overlay.delete(key)
         self._wrote(wanted, is_confirmed=is_confirmed)
         if unknown:
             return self._existed(unknown, lambda found: existed + found)
         return Ready(existed)
+
+    def _check_turn(
+        self, operation: str, entries: Collection[tuple[str, bytes | None]]
+    ) -> None:
+        """Refuse what would make the turn's seal too large; nothing is written yet."""
+        bytes_max = self._limits.turn_bytes_max
+        size_bytes = self._overlay.bytes_with(entries)
+        if size_bytes > bytes_max:
+            detail = (
+                f"the turn would have {size_bytes} bytes of keys and values, the limit"
+                f" is {bytes_max}; write in several turns, with `await"
+                " ctx.storage.sync()` between them"
+            )
+            raise StorageLimitError(operation, detail)
 
     # Reads that need the disk hold the input gate, unless told otherwise, so that no
     # other event sees the object in the middle of one.

@@ -36,6 +36,7 @@ class KeyValueLimits:
     key_bytes_max: int = 2_048
     value_bytes_max: int = 2 * 1024 * 1024
     batch_entries_max: int = 128
+    turn_bytes_max: int = 64 * 1024 * 1024  # of keys and values; one entry of the log
     list_bytes_max: int = 128 * 1024 * 1024  # of one answer; so much fits in a Worker
 
 

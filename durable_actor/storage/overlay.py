@@ -51,6 +51,9 @@ from durable_actor.storage.watches import KeyChanges
 
 _ABSENT: Literal[False] = False  # in a rollback record: the cache did not know the key
 PARTIAL_CACHE_BYTES_MAX = 1024 * 1024  # a large object keeps about this much in memory
+# Of one seal, whatever it is made of: it is one row of the log, or part of one, and
+# SQLite takes no row of a billion bytes. Keys have a lower bound of their own.
+SEAL_BYTES_MAX = 256 * 1024 * 1024
 
 
 class Overlay:
@@ -86,6 +89,7 @@ class Overlay:
         "reset",
         "size_bytes",
         "ticket",
+        "unsealed_bytes",
     )
 
     def __init__(
@@ -114,6 +118,7 @@ class Overlay:
         self._pins: list[Collection[str]] | None = None  # keys that are being read
         self._order: KeyOrder | None = None
         self._unsealed: dict[str, bytes | None] | None = None
+        self.unsealed_bytes = 0  # of its keys and values
         self._cleared = False
         self._alarm = loaded.alarm
         self._alarm_unsealed = False
@@ -149,13 +154,23 @@ class Overlay:
             self.size_bytes += len(value) - len(old)
         else:
             self._know(key, value)
-        self._unsealed[key] = value  # type: ignore[index]  # _note made it
+        self._write(key, value)
 
     def delete(self, key: str) -> None:
         """Delete a key, whether it is there or not."""
         self._note(key)
         self._know(key, _ABSENT if self.complete else None)
-        self._unsealed[key] = None  # type: ignore[index]  # _note made it
+        self._write(key, None)
+
+    def bytes_with(self, entries: Iterable[tuple[str, bytes | None]]) -> int:
+        """Return what `unsealed_bytes` would be if these keys were written too."""
+        unsealed = self._unsealed or {}
+        size_bytes = self.unsealed_bytes
+        for key, value in entries:
+            size_bytes += _written_bytes(key, value)
+            if key in unsealed:
+                size_bytes -= _written_bytes(key, unsealed[key])
+        return size_bytes
 
     def delete_all(self) -> None:
         """Delete every key and the alarm."""
@@ -171,6 +186,7 @@ class Overlay:
         self.complete = True
         self.size_bytes = 0
         self._unsealed = {}
+        self.unsealed_bytes = 0
         self._cleared = True
         self.set_alarm(None)
 
@@ -343,15 +359,19 @@ class Overlay:
         """End the turn: hand its writes over as one unit; return the last ticket.
 
         Not async, so that nothing runs between the writes and their ticket.
+
+        Raises:
+            StorageLimitError: More than a row of the log can hold; nothing was sealed.
         """
         if not self.is_unsealed or self._undo or self.reset is not None:
             return self.ticket
+        size_bytes = self._sealed_bytes()
         committer = self._committer
         if not self.num:
             self.num = committer.new_num()
         seal = Seal(self.num, self._unsealed or {})
         if self._unsealed is not None:
-            self._unsealed = None
+            self._unsealed, self.unsealed_bytes = None, 0
             seal.cleared, self._cleared = self._cleared, False
         if self._alarm_unsealed:
             seal.alarm, self._alarm_unsealed = self._alarm, False
@@ -370,7 +390,7 @@ class Overlay:
             elsewhere, self._elsewhere = self._elsewhere, None
         if self._row_unsealed:
             seal.row = self._next_row(clock.now_ms())
-        self.ticket = committer.seal(seal, self._id.raw, elsewhere)
+        self.ticket = committer.seal(seal, self._id.raw, elsewhere, size_bytes)
         if self.size_bytes > PARTIAL_CACHE_BYTES_MAX:
             self.shrink()
         if self.size_bytes != self._told_bytes:
@@ -440,10 +460,10 @@ class Overlay:
             self._know(key, old)
         if self._unsealed is not None:
             for key, was in undo.unsealed.items():
-                if was is _ABSENT:
-                    self._unsealed.pop(key, None)
-                else:
-                    self._unsealed[key] = was
+                if was is not _ABSENT:
+                    self._write(key, was)
+                elif key in self._unsealed:
+                    self.unsealed_bytes -= _written_bytes(key, self._unsealed.pop(key))
             if not self._unsealed and not self._cleared:
                 self._unsealed = None
         if undo.alarm is not UNSET:
@@ -458,6 +478,7 @@ class Overlay:
         """Forget what is not sealed and refuse everything from now on."""
         self.reset = reset
         self._unsealed = self._events = self._replies = self._attributes = None
+        self.unsealed_bytes = 0
         self._alarm_unsealed = False
         self._undo = None
         self._committer.cached_bytes -= self._told_bytes
@@ -506,6 +527,34 @@ class Overlay:
                 undo.cache[key] = self._cache.get(key, _ABSENT)
                 undo.unsealed[key] = self._unsealed.get(key, _ABSENT)
 
+    def _write(self, key: str, value: bytes | None) -> None:
+        """Let the next seal have a key; `_note` came before."""
+        unsealed = self._unsealed
+        assert unsealed is not None
+        size_bytes = len(key) if value is None else len(key) + len(value)
+        if key in unsealed:
+            size_bytes -= _written_bytes(key, unsealed[key])
+        self.unsealed_bytes += size_bytes
+        unsealed[key] = value
+
+    def _sealed_bytes(self) -> int:
+        """Return the size of what the next seal has, without looking into values."""
+        size_bytes = self.unsealed_bytes
+        if self._events is not None:
+            size_bytes += sum(map(len, self._events))
+        if self._replies is not None:
+            size_bytes += sum(len(row.reply) for row in self._replies)
+        turn = self._database_turn
+        if turn is not None and turn.segment is not None:
+            size_bytes += len(turn.segment.data)
+        if size_bytes > SEAL_BYTES_MAX:
+            detail = (
+                f"the turn has {size_bytes} bytes of writes, events and kept replies,"
+                f" the limit is {SEAL_BYTES_MAX}; write and return less at a time"
+            )
+            raise StorageLimitError("commit", detail)
+        return size_bytes
+
     def _remember_alarm(self) -> None:
         if self._undo and self._undo[-1].alarm is UNSET:
             self._undo[-1].alarm = (
@@ -534,6 +583,10 @@ class Overlay:
 
 _HANDLED = AlarmRow(0, 0)  # the handler decided about the alarm itself
 _Before: TypeAlias = bytes | Literal[False] | None
+
+
+def _written_bytes(key: str, value: bytes | None) -> int:
+    return len(key) + len(value or b"")
 
 
 def _entry_bytes(key: str, value: bytes | Literal[False] | None) -> int:

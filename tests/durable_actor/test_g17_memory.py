@@ -5,18 +5,27 @@ from __future__ import annotations
 import asyncio
 import resource
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from durable_actor import Config, DurableObject, ObjectOverloadedError
+from durable_actor import (
+    Config,
+    DurableObject,
+    ObjectOverloadedError,
+    ObjectResetError,
+    StorageLimitError,
+)
 from durable_actor.config import ObjectsConfig, StorageConfig
 from durable_actor.daemon.guard import GuardPolicy
 from durable_actor.daemon.problems import problem_of
 from durable_actor.memory import Memory, _cgroup_limits, default_bytes_max
+from durable_actor.storage import overlay as overlay_module
 from durable_actor.testing import TestHost, open_test_host
 from tests.durable_actor.daemon.fakes import HOST, TOKEN, open_web
 from tests.durable_actor.daemon.test_s11_overload import calling, check_shape
 from tests.support.scene import Scene
+from tests.support.stepping import SteppingDriver
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 LIMIT = 100_000
@@ -28,6 +37,17 @@ class Store(DurableObject):
 
     async def hold(self, load: str = "") -> None:
         await self.env.scene.reach("over")
+
+    async def echo(self, text: str) -> str:
+        self.ctx.storage.put("echoed", len(text))
+        return text
+
+    async def echoed(self) -> int:
+        return cast("int", await self.ctx.storage.get("echoed", 0))
+
+
+class Book(Store, storage="sqlite"):
+    """Has a database of its own, and seals its pages."""
 
 
 def config(*, memory: int = LIMIT, cache: int = 1_000_000) -> Config:
@@ -113,6 +133,60 @@ async def test_g17_bodies_are_a_part_of_it() -> None:
         check_shape(await web.http.send(calling(web, 501)), 503)
         assert (await web.http.get("/livez")).status_code == 200
         assert memory.bodies_bytes == 0, "counted until the request is over"
+
+
+# -- what is written at a time ----------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Store, Book])
+@pytest.mark.parametrize(("group_bytes_max", "groups"), [(10_000, 8), (1_000_000, 1)])
+async def test_g17_a_group_commit_has_a_bound_in_bytes(
+    kind: type[Store], group_bytes_max: int, groups: int
+) -> None:
+    """With a bound that nothing reaches, all is one group: the control."""
+    settings = Config(storage=StorageConfig(group_bytes_max=group_bytes_max))
+    async with open_test_host(config=settings) as test:
+        driver = SteppingDriver(test.host.driver)
+        test.host.committer._driver = driver
+        driver.hold("commit.before")
+        objects = test.host.namespace(kind)
+        puts = [asyncio.ensure_future(objects.get_by_name("first").put(1))]
+        await test.settle()
+        for number in range(8):
+            stub = objects.get_by_name(str(number))
+            puts.append(asyncio.ensure_future(stub.put(6_000)))
+        await test.settle()
+        driver.release("commit.before")
+        await asyncio.gather(*puts)
+
+        assert len(driver.groups) == 1 + groups
+        largest = max(len(group.batch) for group in driver.groups)
+        assert (largest < 8 * 6_000) == (groups > 1)
+
+
+async def test_g17_a_turn_over_its_limit_is_refused_before_it_is_sealed() -> None:
+    settings = Config(storage=StorageConfig(turn_bytes_max=10_000))
+    async with open_test_host(config=settings) as test:
+        with pytest.raises(StorageLimitError, match="the limit is 10000"):
+            await store(test, "a").put(10_000)
+        await store(test, "a").put(9_000)
+
+
+@pytest.mark.parametrize("kind", [Store, Book])
+async def test_g17_a_reply_that_no_row_can_hold_resets_its_object_and_nobody_else(
+    kind: type[Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overlay_module, "SEAL_BYTES_MAX", 100_000)
+    async with open_test_host() as test:
+        objects = test.host.namespace(kind)
+        assert await objects.get_by_name("a").echo("before") == "before"
+        kept = objects.get_by_name("a", request_id="r1")
+        with pytest.raises(ObjectResetError, match="the limit is 100000") as caught:
+            await kept.echo("x" * 200_000)
+        assert caught.value.outcome == "failed"
+        assert await objects.get_by_name("a").echoed() == len("before")
+        assert await objects.get_by_name("a").echo("after") == "after"
+        assert await objects.get_by_name("b").echo("x") == "x"
 
 
 # -- the limit that nobody has set ------------------------------------------------

@@ -56,6 +56,7 @@ class Settings(Struct, frozen=True, omit_defaults=True, kw_only=True):
     wal_bytes_max: int = 16_777_216
     wal_grow_bytes: int = 4_096
     group_rows_max: int = 256
+    group_bytes_max: int = 8_388_608
     is_partial: bool = False  # objects are in memory in part
     idle_ms: int = 10_000
     slow: float = 0.1  # how often the disk takes long
@@ -120,6 +121,10 @@ class _Author:
             wal_bytes_max=rng.choice((1, 20_000, 16_777_216)),
             wal_grow_bytes=rng.choice((1, 4_096, 40_000)),
             group_rows_max=rng.choice((1, 2, 256)),
+            # Of its own, so that every other choice of a seed stays as it was.
+            group_bytes_max=random.Random(f"group bytes {self._seed}").choice(
+                (1, 400, 1_000, 8_388_608)
+            ),
             is_partial=rng.random() < 0.25,
             idle_ms=rng.choice((0, 4, 40, 10_000)),
             slow=rng.choice((0.02, 0.1, 0.5)),

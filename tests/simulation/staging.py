@@ -30,6 +30,7 @@ def config_of(plan: Plan) -> Config:
             wal_bytes_max=settings.wal_bytes_max,
             wal_grow_bytes=settings.wal_grow_bytes,
             group_rows_max=settings.group_rows_max,
+            group_bytes_max=settings.group_bytes_max,
             hydrate_bytes_max=1 if settings.is_partial else 256 * 1024,
         ),
         objects=ObjectsConfig(idle_ms=settings.idle_ms),

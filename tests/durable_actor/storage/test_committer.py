@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ class Bench:
 
     def put(self, num: int = 1, **keys: bytes | None) -> int:
         """Seal one turn of an object and note when its ticket is settled."""
-        ticket = self.committer.seal(seal_of(num, keys), raw_id(num))
+        size = sum(len(key) + len(value or b"") for key, value in keys.items())
+        ticket = self.committer.seal(seal_of(num, keys), raw_id(num), size_bytes=size)
         self.note(ticket)
         return ticket
 
@@ -179,6 +181,167 @@ async def test_events_are_told_once_they_are_durable(bench: Bench) -> None:
     bench.driver.release("commit.after")
     await bench.committer.wait(ticket)
     assert bench.events == [event]
+
+
+# -- a bound in bytes -----------------------------------------------------------
+
+
+def covered(bench: Bench) -> list[tuple[int, int]]:
+    return [(group.first_ticket, group.last_ticket) for group in bench.driver.groups]
+
+
+@asynccontextmanager
+async def bounded_bench(directory: Path, bytes_max: int) -> AsyncIterator[Bench]:
+    async with open_shard(directory) as shard:
+        bench = Bench(SteppingDriver(shard), group_bytes_max=bytes_max)
+        yield bench
+        await bench.committer.close()
+
+
+async def test_g17_what_gathers_is_committed_in_groups_of_bounded_size(
+    tmp_path: Path,
+) -> None:
+    async with bounded_bench(tmp_path, 10_000) as bench:
+        bench.driver.hold("commit.before")
+        bench.put(a=b"first")
+        await bench.driver.arrived("commit.before")
+        for num in range(1, 8):
+            bench.put(num, a=bytes(4_000))
+        bench.driver.release("commit.before")
+        await bench.committer.wait(8)
+
+        assert covered(bench) == [(1, 1), (2, 3), (4, 5), (6, 7), (8, 8)]
+        assert all(len(group.batch) <= 10_000 for group in bench.driver.groups)
+        assert bench.said == [(ticket, None) for ticket in range(1, 9)]
+
+
+async def test_g17_without_a_bound_in_bytes_a_group_is_as_large_as_what_gathered(
+    tmp_path: Path,
+) -> None:
+    """The negative control of the test above."""
+    async with bounded_bench(tmp_path, 1 << 30) as bench:
+        for num in range(1, 8):
+            bench.put(num, a=bytes(4_000))
+        await bench.committer.wait(7)
+
+        (group,) = bench.driver.groups
+        assert len(group.batch) > 7 * 4_000
+
+
+async def test_g17_seals_of_one_turn_that_exceed_the_bound_are_all_committed(
+    tmp_path: Path,
+) -> None:
+    async with bounded_bench(tmp_path, 10_000) as bench:
+        for num in range(1, 6):
+            bench.put(num, a=bytes(4_000))
+        is_begun = bench.committer._in_flight is not None
+        assert is_begun, "what is full does not wait for the turn to end"
+        await bench.committer.wait(5)
+
+        assert covered(bench) == [(1, 2), (3, 4), (5, 5)]
+        assert [said[0] for said in bench.said] == [1, 2, 3, 4, 5]
+
+
+async def test_g17_a_seal_over_the_bound_goes_alone(tmp_path: Path) -> None:
+    async with bounded_bench(tmp_path, 10_000) as bench:
+        bench.put(1, a=b"small")
+        bench.put(2, a=bytes(50_000))
+        bench.put(3, a=b"small")
+        await bench.committer.wait(3)
+
+        assert covered(bench) == [(1, 1), (2, 2), (3, 3)]
+
+
+async def test_g17_many_tiny_seals_are_bounded_by_what_each_takes_itself(
+    tmp_path: Path,
+) -> None:
+    async with bounded_bench(tmp_path, 10_000) as bench:
+        bench.driver.hold("commit.before")
+        bench.put()
+        await bench.driver.arrived("commit.before")
+        for num in range(1, 500):
+            bench.committer.seal(seal_of(num, {}), raw_id(num))
+        bench.driver.release("commit.before")
+        await bench.committer.wait(500)
+
+        assert len(bench.driver.groups) > 5
+
+
+async def test_g17_a_ticket_in_any_part_of_what_gathered_is_settled_with_its_part(
+    tmp_path: Path,
+) -> None:
+    async with bounded_bench(tmp_path, 10_000) as bench:
+        bench.driver.hold("commit.after")
+        for num in range(1, 6):
+            bench.committer.seal(seal_of(num, {}), raw_id(num), size_bytes=6_000)
+        for ticket in (5, 4, 3, 2, 1):  # asked for late, and the last one first
+            bench.note(ticket)
+        await bench.driver.arrived("commit.after")
+        assert bench.said == []
+
+        bench.driver.release("commit.after")
+        await bench.committer.wait(5)
+        assert bench.said == [(ticket, None) for ticket in (1, 2, 3, 4, 5)]
+
+
+async def test_g17_what_is_not_durable_is_found_in_every_part(tmp_path: Path) -> None:
+    async with bounded_bench(tmp_path, 10_000) as bench:
+        bench.driver.hold("commit.before")
+        values = [bytes([number]) * 6_000 for number in range(4)]
+        for value in values:
+            bench.put(1, a=value)
+            bench.put(2, a=b"other")
+        await bench.driver.arrived("commit.before")
+
+        found = [seal.keys["a"] for seal in bench.committer.unsettled(raw_id(1))]
+        assert found == values
+        bench.driver.release("commit.before")
+
+
+@pytest.mark.parametrize("error", [FULL, BROKEN])
+async def test_g17_a_part_that_fails_fails_every_later_part(
+    tmp_path: Path, error: StorageError
+) -> None:
+    async with bounded_bench(tmp_path, 10_000) as bench:
+        bench.driver.commit_errors += [None, error]
+        for num in range(1, 5):
+            bench.put(num, a=bytes(6_000))
+        with pytest.raises(type(error)):
+            await bench.committer.wait(4)
+
+        assert bench.said == [
+            (1, None),
+            ("failure", error, 2),
+            (2, error),
+            (3, error),
+            (4, error),
+        ]
+        assert covered(bench) == [(1, 1), (2, 2)]
+        lost = [bench.committer.failure_of(ticket) is not None for ticket in range(5)]
+        assert lost == [False, False, True, True, True]
+
+
+async def test_g17_closing_commits_every_part(tmp_path: Path) -> None:
+    async with bounded_bench(tmp_path, 10_000) as bench:
+        for num in range(1, 5):
+            bench.put(num, a=bytes(6_000))
+    assert bench.said == [(ticket, None) for ticket in (1, 2, 3, 4)]
+
+    async with open_shard(tmp_path) as shard:
+        assert shard.opened.last_ticket == 4
+        for num in range(1, 5):
+            assert (await load_one(shard, num)).keys == {"a": bytes(6_000)}
+
+
+async def test_g17_dropping_tells_the_waiters_of_every_part(tmp_path: Path) -> None:
+    async with open_shard(tmp_path) as shard:
+        bench = Bench(SteppingDriver(shard), group_bytes_max=10_000)
+        for num in range(1, 5):
+            bench.put(num, a=bytes(6_000))
+        await bench.committer.drop()
+
+        assert [said[0] for said in bench.said if said[0] != "failure"] == [1, 2, 3, 4]
+        assert all(isinstance(said[1], StorageError) for said in bench.said[1:])
 
 
 # -- failures -----------------------------------------------------------------

@@ -31,6 +31,7 @@ from durable_actor.storage.facade import (
     DurableObjectTransaction,
     KeyValueStorage,
 )
+from durable_actor.storage.kv import KeyValueLimits
 from durable_actor.storage.ports import ENTRY_BYTES
 from tests.support.owners import Disk, Owner, broken
 
@@ -480,6 +481,44 @@ async def test_s9_keys_values_and_batches_have_bounds(owner: Owner, extra: int) 
         else:
             with pytest.raises(StorageLimitError):
                 attempt()
+
+
+async def test_g17_a_turn_has_a_bound_in_bytes(owner: Owner) -> None:
+    owner.limits = KeyValueLimits(turn_bytes_max=10_000)
+    storage = DurableObjectStorage(owner.overlay, owner)
+    for _ in range(5):  # one value instead of the other: never more than one
+        storage.put("a", bytes(6_000))
+    attempts: list[Callable[[], Awaitable[None]]] = [
+        lambda: storage.put("b", bytes(4_000)),
+        lambda: storage.put({"b": 1, "c": bytes(4_000)}),
+    ]
+    for attempt in attempts:
+        with pytest.raises(StorageLimitError, match=r"the limit is 10000; .*sync\(\)"):
+            attempt()
+    assert list(await storage.list()) == ["a"], "nothing of a mapping was written"
+
+    await storage.sync()
+    storage.put("b", bytes(4_000))
+    assert list(await storage.list()) == ["a", "b"]
+
+
+async def test_g17_a_transaction_has_the_bound_of_a_turn(owner: Owner) -> None:
+    owner.limits = KeyValueLimits(turn_bytes_max=10_000)
+    storage = DurableObjectStorage(owner.overlay, owner)
+    names = [f"{number}" * 2_000 for number in range(4)]
+
+    async def fill(txn: DurableObjectTransaction) -> None:
+        for number in range(10):
+            txn.put(f"{number}", bytes(4_000))
+            await asyncio.sleep(0)
+
+    with pytest.raises(StorageLimitError, match="the limit is 10000"):
+        await storage.transaction(fill)
+    assert await storage.list() == {}
+    storage.put("a", bytes(3_000))
+    with pytest.raises(StorageLimitError, match="the limit is 10000"):
+        storage.delete(names)
+    storage.delete(names[:3])
 
 
 async def test_a_mapping_is_put_whole_or_not_at_all(owner: Owner) -> None:

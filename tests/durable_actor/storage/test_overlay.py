@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from msgspec import UNSET
 
 from durable_actor.codec import encode
+from durable_actor.errors import StorageLimitError
 from durable_actor.storage import overlay as overlay_module
 from durable_actor.storage.batch import AlarmRow, EventRow, ReplyRow, Seal
 from durable_actor.storage.overlay import Overlay, settle
 from durable_actor.storage.watches import KeyChanges
+from durable_actor.testing import ManualClock
 from tests.support.owners import Disk, Owner, broken
 
 ALARM = AlarmRow(10, 10)
@@ -24,10 +28,13 @@ def seals(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> list[Seal]:
     real = disk.committer.seal
 
     def seal(
-        made: Seal, raw_id: bytes = b"", elsewhere: KeyChanges | None = None
+        made: Seal,
+        raw_id: bytes = b"",
+        elsewhere: KeyChanges | None = None,
+        size_bytes: int = 0,
     ) -> int:
         noted.append(made)
-        return real(made, raw_id, elsewhere)
+        return real(made, raw_id, elsewhere, size_bytes)
 
     monkeypatch.setattr(disk.committer, "seal", seal)
     return noted
@@ -56,6 +63,81 @@ async def test_a_turn_is_one_seal_with_everything_in_it(
     assert seal.replies == (ReplyRow("x", b"reply", 1),)
     assert seal.row is not None
     assert (seal.row.name, seal.row.attributes) == ("a", {"color": "red"})
+
+
+async def test_g17_the_committer_hears_how_large_a_seal_is(
+    owner: Owner, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    real = disk.committer.seal
+
+    def seal(made: Seal, raw_id: bytes, elsewhere: None, size_bytes: int) -> int:
+        told.append(size_bytes)
+        return real(made, raw_id, elsewhere, size_bytes)
+
+    monkeypatch.setattr(disk.committer, "seal", seal)
+    overlay = owner.overlay
+    overlay.put("a", bytes(1_000))
+    overlay.put("a", bytes(500))  # instead of it
+    overlay.delete("bb")
+    overlay.emit(bytes(70))
+    overlay.keep_reply(ReplyRow("x", bytes(9), 1))
+    owner.end_turn()
+    overlay.set_alarm(ALARM)
+    owner.end_turn()
+
+    assert told == [501 + 2 + 70 + 9, 0]
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.sampled_from("abc"), st.binary(max_size=5)),
+        st.tuples(st.just("delete"), st.sampled_from("abc")),
+        st.tuples(st.sampled_from(["begin", "commit", "rollback", "clear", "end"])),
+    ),
+    max_size=20,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=steps)
+async def test_g17_the_size_of_what_is_not_sealed_is_always_known(
+    disk: Disk, steps: list[tuple[Any, ...]]
+) -> None:
+    overlay = (await disk.activate()).overlay
+    depth = 0
+    for step in steps:
+        match step:
+            case ("put", key, value):
+                overlay.put(key, value)
+            case ("delete", key):
+                overlay.delete(key)
+            case ("begin",):
+                overlay.begin()
+                depth += 1
+            case ("commit" | "rollback" as how,) if depth:
+                getattr(overlay, how)()
+                depth -= 1
+            case ("clear",) if not depth:
+                overlay.delete_all()
+            case ("end",) if not depth:
+                overlay.seal(ManualClock())
+        unsealed = overlay._unsealed or {}
+        assert overlay.unsealed_bytes == sum(
+            len(key) + len(value or b"") for key, value in unsealed.items()
+        )
+
+
+async def test_g17_a_turn_that_no_row_of_the_log_can_hold_is_refused_unsealed(
+    owner: Owner, seals: list[Seal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overlay_module, "SEAL_BYTES_MAX", 1_000)
+    owner.overlay.put("a", bytes(500))
+    owner.overlay.keep_reply(ReplyRow("x", bytes(500), 1))
+
+    with pytest.raises(StorageLimitError, match=r"1001 bytes .* the limit is 1000"):
+        owner.end_turn()
+    assert seals == []
 
 
 async def test_a_turn_that_wrote_nothing_is_no_seal(
