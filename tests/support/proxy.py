@@ -29,6 +29,9 @@ Fault = Literal[
 ]
 
 
+_ARRIVALS = 10  # rounds of the loop from a connection that is accepted to its task
+
+
 class Proxy:
     """Listens on a port of its own; `url` is its address."""
 
@@ -110,6 +113,8 @@ class Proxy:
 
     async def close(self) -> None:
         """End every connection."""
+        for _ in range(_ARRIVALS):  # those that were accepted a moment ago
+            await asyncio.sleep(0)
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
