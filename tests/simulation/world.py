@@ -278,6 +278,9 @@ class World:
     def check(self, holds: object, wrong: str) -> None:
         self.diary.check(holds, wrong)
 
+    def has_fired(self, name: str, tag: int) -> bool:
+        return (name, tag) in self._alarms
+
     def fires(self, name: str, tag: int) -> bool:
         self.diary.note(f"alarm of {name}: {tag}")
         if (name, tag) not in self._alarms:
